@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/coupling/options.h>
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/holder.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/slice.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+
+#include <limits>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <utility>
+
+namespace memcnn {
+
+/// What a branch of an affine coupling returns: y = scale * x + shift.
+///
+/// Shapes: both as the half that they act on, or broadcastable to it.
+struct ScaleShift {
+  at::Tensor scale;
+  at::Tensor shift;
+};
+
+namespace detail {
+
+/// Interface: a module that takes channels apart along a dimension, which has
+/// to be the one of the coupling around it.
+class SplitsChannels {
+ public:
+  virtual ~SplitsChannels() = default;
+  virtual int64_t split_dim() const = 0;
+};
+
+/// h = f(x) with twice the channels: even channels are the shift, odd ones the
+/// raw scale.
+struct SigmoidRule {
+  static constexpr const char* kName = "AffineAdapterSigmoid";
+
+  static ScaleShift
+  apply(const at::Tensor& input, const at::Tensor& h, int64_t dim) {
+    TORCH_CHECK_VALUE(
+        h.dim() == input.dim() && h.size(dim) % 2 == 0,
+        kName,
+        "::forward(): expected f to return an even size in dim ",
+        dim,
+        " (the scale and the shift of each channel), but got ",
+        describe(h),
+        " (input ",
+        describe(input),
+        "). Let f return twice as many channels as the other half has.");
+    constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
+    at::Tensor raw_scale = at::slice(h, dim, /*start=*/1, kEnd, /*step=*/2);
+    at::Tensor shift = at::slice(h, dim, /*start=*/0, kEnd, /*step=*/2);
+    return {at::sigmoid(raw_scale + 2), std::move(shift)};
+  }
+};
+
+/// t = f(x) is the shift and exp(t) the scale.
+struct NaiveRule {
+  static constexpr const char* kName = "AffineAdapterNaive";
+
+  static ScaleShift
+  apply(const at::Tensor& /*input*/, const at::Tensor& h, int64_t /*dim*/) {
+    return {at::exp(h), h};
+  }
+};
+
+/// The module behind both adapters: a rule on top of an injected f.
+template <class F, class Rule>
+class AffineAdapterImpl final
+    : public torch::nn::Cloneable<AffineAdapterImpl<F, Rule>>,
+      public SplitsChannels {
+  static_assert(
+      is_holder_v<F>,
+      "memcnn: an affine adapter takes a module holder (as TORCH_MODULE makes "
+      "it), a torch::nn::Sequential or a torch::nn::AnyModule.");
+
+ public:
+  explicit AffineAdapterImpl(F f_, CouplingOptions options_ = {})
+      : options(options_), f(std::move(f_)) {
+    reset();
+  }
+
+  void reset() override {
+    this->register_module("f", f.ptr());
+  }
+
+  ScaleShift forward(const at::Tensor& input) {
+    const at::Tensor h = call<at::Tensor>(f, input);
+    return Rule::apply(input, h, options.split_dim());
+  }
+
+  int64_t split_dim() const override {
+    return options.split_dim();
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<c10::Device>& device = std::nullopt) const override {
+    auto copy =
+        std::make_shared<AffineAdapterImpl>(detail::clone(f, device), options);
+    copy_modes(*this, *copy);
+    return copy;
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "memcnn::" << Rule::kName << "(split_dim=" << options.split_dim()
+           << ")";
+  }
+
+  CouplingOptions options;
+  F f;
+};
+
+} // namespace detail
+
+template <class F>
+using AffineAdapterNaiveImpl = detail::AffineAdapterImpl<F, detail::NaiveRule>;
+
+template <class F>
+using AffineAdapterSigmoidImpl =
+    detail::AffineAdapterImpl<F, detail::SigmoidRule>;
+
+/// Turns f into a branch of an affine coupling: f(x) is the shift, exp(f(x))
+/// the scale.
+///
+/// \f[ t = f(x), \quad s = \exp(t) \f]
+///
+/// Shapes:   x (N, C, *); f returns what the other half looks like.
+/// Avoid if: f(x) can grow: exp overflows float32 at 89 and vanishes at -104,
+///           and a vanished scale has no inverse. Prefer AffineAdapterSigmoid.
+/// Source:   Python MemCNN 1.5.2, AffineAdapterNaive. Differs: no.
+/// Example:
+///   memcnn::AffineCoupling affine{memcnn::AffineAdapterNaive{f},
+///                                 memcnn::AffineAdapterNaive{g}};
+template <class F>
+class AffineAdapterNaive
+    : public torch::nn::ModuleHolder<AffineAdapterNaiveImpl<F>> {
+ public:
+  using torch::nn::ModuleHolder<AffineAdapterNaiveImpl<F>>::ModuleHolder;
+  using Impl = AffineAdapterNaiveImpl<F>;
+};
+template <class F>
+AffineAdapterNaive(F, CouplingOptions = {}) -> AffineAdapterNaive<F>;
+
+/// Turns f, which returns twice the channels, into a branch of an affine
+/// coupling whose scale lies between 0 and 1.
+///
+/// \f[ h = f(x), \quad s = \sigma(h_{1::2} + 2), \quad t = h_{0::2} \f]
+///
+/// Shapes:   x (N, C, *); f(x) (N, 2 C', *), C' the channels of the other half;
+///           "channels" are split_dim.
+/// Throws:   c10::ValueError if f returns an odd size in split_dim.
+/// Source:   Kingma and Dhariwal 2018, Glow, arXiv:1807.03039, in the form of
+///           Python MemCNN 1.5.2. Differs: MemCNN always takes dim 1 apart.
+/// Example:
+///   memcnn::AffineCoupling affine{memcnn::AffineAdapterSigmoid{f},
+///                                 memcnn::AffineAdapterSigmoid{g}};
+template <class F>
+class AffineAdapterSigmoid
+    : public torch::nn::ModuleHolder<AffineAdapterSigmoidImpl<F>> {
+ public:
+  using torch::nn::ModuleHolder<AffineAdapterSigmoidImpl<F>>::ModuleHolder;
+  using Impl = AffineAdapterSigmoidImpl<F>;
+};
+template <class F>
+AffineAdapterSigmoid(F, CouplingOptions = {}) -> AffineAdapterSigmoid<F>;
+
+} // namespace memcnn

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/coupling/options.h>
+#include <memcnn/detail/coupling.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/pimpl.h>
+
+#include <vector>
+
+namespace memcnn {
+namespace detail {
+
+/// y = x + v, undone by x = y - v.
+struct AdditiveLaw {
+  static constexpr const char* kName = "AdditiveCoupling";
+  using Value = at::Tensor;
+
+  static std::vector<at::Tensor> tensors(const Value& value) {
+    return {value};
+  }
+
+  static Value detach(const Value& value) {
+    return value.detach();
+  }
+
+  static at::Tensor
+  apply(Direction direction, const at::Tensor& half, const Value& value) {
+    return direction == Direction::kForward ? half + value : half - value;
+  }
+
+  static void apply_in_place(
+      Direction direction,
+      const at::Tensor& half,
+      const Value& value) {
+    direction == Direction::kForward ? half.add_(value) : half.sub_(value);
+  }
+
+  /// `grad` is that of the updated half, and stays that of the half before.
+  static std::vector<at::Tensor> gradient(
+      Direction direction,
+      const at::Tensor& /*x*/,
+      const Value& /*value*/,
+      const at::Tensor& grad) {
+    return {direction == Direction::kForward ? grad : -grad};
+  }
+};
+
+} // namespace detail
+
+template <class F, class G>
+using AdditiveCouplingImpl = detail::CouplingImpl<F, G, detail::AdditiveLaw>;
+
+/// Adds F of one half of the input to the other half, then G of the result
+/// back.
+///
+/// \f[ y_1 = x_1 + F(x_2), \quad y_2 = x_2 + G(y_1) \f]
+/// \f[ x_2 = y_2 - G(y_1), \quad x_1 = y_1 - F(x_2) \f]
+///
+/// Shapes:   input, output (N, C, *) or any other with at least 2 entries in
+///           split_dim; F and G map one half to the sizes of the other. An odd
+///           C is split as torch::chunk does, the first half the larger.
+/// Dtypes:   floating point; F and G may return a narrower dtype (autocast).
+/// Log-det:  0 for every sample.
+/// Memory:   in a wrapper or sequence, numel(output) * itemsize bytes at most
+///           are kept for backward; by itself a coupling is a plain module.
+/// Accuracy: round trip of one coupling within tests/support/tolerances.h.
+/// Throws:   c10::ValueError if F or G returns other sizes than the half has,
+///           or split_dim does not fit; c10::TypeError for integer tensors or a
+///           wider dtype from F or G.
+/// Source:   Gomez et al. 2017, The Reversible Residual Network, equation 6,
+///           arXiv:1707.04585; Dinh et al. 2014, NICE, arXiv:1410.8516. Differs
+///           from Python MemCNN: any split_dim, odd sizes, the fused step.
+/// Example:
+///   memcnn::AdditiveCoupling coupling(Branch(32), Branch(32));
+///   memcnn::AdditiveCoupling copied(Branch(32)); // G is a deep copy of F
+///   torch::Tensor y = coupling(x);
+template <class F, class G = F>
+class AdditiveCoupling
+    : public torch::nn::ModuleHolder<AdditiveCouplingImpl<F, G>> {
+ public:
+  using torch::nn::ModuleHolder<AdditiveCouplingImpl<F, G>>::ModuleHolder;
+  using Impl = AdditiveCouplingImpl<F, G>;
+};
+template <class F, class G>
+AdditiveCoupling(F, G, CouplingOptions = {}) -> AdditiveCoupling<F, G>;
+template <class F>
+AdditiveCoupling(F, CouplingOptions = {}) -> AdditiveCoupling<F, F>;
+
+} // namespace memcnn

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/Exception.h>
+#include <c10/util/intrusive_ptr.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// Whether nothing but this tensor refers to its memory, so that nobody sees
+/// when it is overwritten.
+inline bool is_sole_owner(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() &&
+      tensor.storage().use_count() == 1 &&
+      tensor.is_non_overlapping_and_dense();
+}
+
+/// Whether this autograd node saves what it returns, and so refers to the
+/// memory of its output by a tensor of its own.
+inline bool saves_its_output(const torch::autograd::Node& node) {
+  static constexpr std::array<std::string_view, 19> kNames = {
+      "ReluBackward0",
+      "SigmoidBackward0",
+      "TanhBackward0",
+      "EluBackward0",
+      "LeakyReluBackward0",
+      "CeluBackward0",
+      "SeluBackward0",
+      "ExpBackward0",
+      "Exp2Backward0",
+      "Expm1Backward0",
+      "SqrtBackward0",
+      "RsqrtBackward0",
+      "ReciprocalBackward0",
+      "TanBackward0",
+      "SoftmaxBackward0",
+      "LogSoftmaxBackward0",
+      "LogsumexpBackward0",
+      "CumprodBackward0",
+      "PowBackward1"};
+  const std::string name = node.name();
+  for (const std::string_view candidate : kNames) {
+    if (name == candidate) {
+      return true;
+    }
+  }
+  return false;
+}
+
+inline bool is_emptied(const c10::StorageImpl& storage) {
+  return storage.nbytes() == 0;
+}
+
+/// Runs before the node that made a freed tensor. If that node saved its own
+/// output, it is about to read the tensor's memory: by then it must be back.
+class FreedOutputCheck final : public torch::autograd::FunctionPreHook {
+ public:
+  FreedOutputCheck(const c10::Storage& storage, std::string message)
+      : storage_(c10::weak_intrusive_ptr<c10::StorageImpl>(
+            c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(
+                storage.unsafeGetStorageImpl()))),
+        message_(std::move(message)) {}
+
+  torch::autograd::variable_list operator()(
+      const torch::autograd::variable_list& grads) override {
+    const auto storage = storage_.lock();
+    TORCH_CHECK(!storage || !is_emptied(*storage), message_);
+    return grads;
+  }
+
+ private:
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
+  std::string message_;
+};
+
+/// A tensor whose memory was given back in forward, and what it takes to make
+/// it whole again in backward (Note [Freed inputs]).
+///
+/// The storage object stays, emptied, since the node that made the tensor may
+/// refer to it; it is refilled in place, which moves no version counter. The
+/// tensor itself points to a poisoned storage meanwhile: reading it raises an
+/// error that says what to do.
+class FreedStorage {
+ public:
+  /// Why the memory of `tensor` may not be freed; empty if it may
+  /// (Note [Freed inputs], rule 2).
+  ///
+  /// `producer_owners` is how many tensors the producing node itself keeps on
+  /// that memory.
+  static std::string reason_to_keep(
+      const at::Tensor& tensor,
+      size_t producer_owners) {
+    if (tensor.is_leaf()) {
+      return "it is a leaf, so it belongs to the caller";
+    }
+    if (tensor.is_view()) {
+      return "it is a view of another tensor";
+    }
+    if (!tensor.has_storage() || tensor.storage_offset() != 0 ||
+        !tensor.is_non_overlapping_and_dense() ||
+        tensor.storage().nbytes() != tensor.nbytes()) {
+      return "it does not fill its storage";
+    }
+    const c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
+    if (!storage.resizable() || storage.allocator() == nullptr) {
+      return "its storage belongs to another library, or is freed already";
+    }
+    if (tensor.storage().use_count() > 1 + producer_owners) {
+      return "another tensor shares its storage";
+    }
+    return "";
+  }
+
+  /// Frees; ask reason_to_keep() first. `message` is what a reader will get.
+  FreedStorage(const at::Tensor& tensor, const std::string& message)
+      : tensor_(tensor.getIntrusivePtr()),
+        storage_(tensor.storage()),
+        nbytes_(storage_.nbytes()),
+        sizes_(tensor.sizes().vec()),
+        strides_(tensor.strides().vec()),
+        options_(tensor.options()) {
+    // A storage whose data may not be touched: every read throws `message`. Its
+    // size is the true one, so that reads get as far as asking for the data.
+    auto poison = c10::make_intrusive<c10::StorageImpl>(
+        c10::StorageImpl::use_byte_size_t(),
+        nbytes_,
+        at::DataPtr(nullptr, storage_.device()),
+        /*allocator=*/nullptr,
+        /*resizable=*/false);
+    poison->release_data_and_set_meta_custom_data_ptr_error_msg_(message);
+    poison_ = c10::Storage(std::move(poison));
+
+    if (storage_.use_count() > 2) { // the tensor and this object; a third one
+      tensor.grad_fn()->add_pre_hook(
+          std::make_unique<FreedOutputCheck>(storage_, message));
+    }
+    c10::StorageImpl& storage = *storage_.unsafeGetStorageImpl();
+    storage.set_data_ptr_noswap(at::DataPtr(nullptr, storage.device()));
+    storage.set_nbytes(0);
+    tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(poison_);
+  }
+
+  /// Puts the memory of `rebuilt` where the freed memory was. The caller gives
+  /// `rebuilt` up; where it is not the only owner, or is laid out otherwise, it
+  /// is copied.
+  void restore(at::Tensor rebuilt) {
+    const at::NoGradGuard no_grad;
+    if (!is_emptied(*storage_.unsafeGetStorageImpl())) {
+      return; // whole already: an earlier pass over a retained graph
+    }
+    const auto tensor = tensor_.lock();
+    if (!tensor && storage_.use_count() == 1) {
+      return; // nobody is left to read it
+    }
+    if (!is_sole_owner(rebuilt) || rebuilt.storage_offset() != 0 ||
+        rebuilt.strides() != strides_ ||
+        rebuilt.scalar_type() != options_.dtype().toScalarType() ||
+        rebuilt.storage().nbytes() != nbytes_) {
+      rebuilt = at::empty_strided(sizes_, strides_, options_).copy_(rebuilt);
+    }
+    c10::StorageImpl& source = *rebuilt.storage().unsafeGetStorageImpl();
+    c10::StorageImpl& target = *storage_.unsafeGetStorageImpl();
+    at::DataPtr data =
+        source.set_data_ptr(at::DataPtr(nullptr, source.device()));
+    source.set_nbytes(0);
+    target.set_data_ptr_noswap(std::move(data));
+    target.set_nbytes(nbytes_);
+    // The caller may have given the tensor other memory since.
+    if (tensor &&
+        tensor->storage().unsafeGetStorageImpl() ==
+            poison_.unsafeGetStorageImpl()) {
+      tensor->set_storage_keep_dtype(storage_);
+    }
+  }
+
+ private:
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;
+  c10::Storage storage_;
+  c10::Storage poison_;
+  size_t nbytes_;
+  std::vector<int64_t> sizes_;
+  std::vector<int64_t> strides_;
+  at::TensorOptions options_;
+};
+
+} // namespace memcnn::detail

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+using Tensors = std::vector<at::Tensor>;
+
+/// The parameters of a module that take part in training, each once: a module
+/// or parameter that is registered twice appears twice in parameters().
+inline Tensors trained_parameters(const torch::nn::Module& module) {
+  Tensors unique;
+  std::unordered_set<const at::TensorImpl*> seen;
+  for (const at::Tensor& parameter : module.parameters()) {
+    if (parameter.defined() && parameter.requires_grad() &&
+        seen.insert(parameter.unsafeGetTensorImpl()).second) {
+      unique.push_back(parameter);
+    }
+  }
+  return unique;
+}
+
+/// Takes the tensor hooks off some leaves for a while.
+///
+/// A nested grad() on a leaf fires its hooks; they belong to the outer backward
+/// pass, which fires them once, on the whole gradient (Note [Recomputation],
+/// rule 3).
+class HooksAside {
+ public:
+  explicit HooksAside(const Tensors& leaves) {
+    for (const at::Tensor& leaf : leaves) {
+      auto& hooks = torch::autograd::impl::hooks(leaf);
+      if (!hooks.empty()) {
+        aside_.emplace_back(leaf, std::move(hooks));
+        hooks.clear();
+      }
+    }
+  }
+  HooksAside(const HooksAside&) = delete;
+  HooksAside& operator=(const HooksAside&) = delete;
+  ~HooksAside() {
+    for (auto& [leaf, hooks] : aside_) {
+      torch::autograd::impl::hooks(leaf) = std::move(hooks);
+    }
+  }
+
+ private:
+  using Hooks = std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>;
+  std::vector<std::pair<at::Tensor, Hooks>> aside_;
+};
+
+/// Gradients for the parameters of one autograd node: which are wanted, and
+/// their sums so far. A parameter shared by several branches gets them all.
+class ParameterGradients {
+ public:
+  ParameterGradients(const Tensors& parameters, const std::vector<bool>& wanted)
+      : sums_(parameters.size()) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (wanted[i]) {
+        slots_.emplace(parameters[i].unsafeGetTensorImpl(), i);
+      }
+    }
+  }
+
+  /// Those parameters of a branch whose gradients are wanted.
+  Tensors wanted(const torch::nn::Module& branch) const {
+    Tensors result;
+    for (at::Tensor& parameter : trained_parameters(branch)) {
+      if (slots_.count(parameter.unsafeGetTensorImpl()) != 0) {
+        result.push_back(std::move(parameter));
+      }
+    }
+    return result;
+  }
+
+  void add(const at::Tensor& parameter, at::Tensor gradient) {
+    if (gradient.defined()) {
+      at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];
+      sum = sum.defined() ? sum + gradient : std::move(gradient);
+    }
+  }
+
+  /// In the order of the node's parameters; undefined where there is none.
+  Tensors take() {
+    return std::move(sums_);
+  }
+
+ private:
+  std::unordered_map<const at::TensorImpl*, size_t> slots_;
+  Tensors sums_;
+};
+
+/// Stops where a module reaches a tensor that needs a gradient and is neither
+/// its argument nor its registered parameter: recomputation would cut it off.
+inline void check_reaches_only(
+    const Tensors& outputs,
+    const Tensors& arguments,
+    const torch::nn::Module& module) {
+  std::unordered_set<const at::TensorImpl*> known;
+  for (const at::Tensor& argument : arguments) {
+    known.insert(argument.unsafeGetTensorImpl());
+  }
+  for (const at::Tensor& parameter : module.parameters()) {
+    known.insert(parameter.unsafeGetTensorImpl());
+  }
+  std::unordered_set<const torch::autograd::Node*> seen;
+  for (const at::Tensor& argument : arguments) {
+    seen.insert(argument.grad_fn().get()); // what lies beyond is not ours
+  }
+  std::vector<torch::autograd::Node*> pending;
+  const auto visit = [&](torch::autograd::Node* node) {
+    if (node != nullptr && seen.insert(node).second) {
+      pending.push_back(node);
+    }
+  };
+  for (const at::Tensor& output : outputs) {
+    visit(output.grad_fn().get());
+  }
+  while (!pending.empty()) {
+    torch::autograd::Node* node = pending.back();
+    pending.pop_back();
+    if (auto* leaf = dynamic_cast<torch::autograd::AccumulateGrad*>(node)) {
+      TORCH_CHECK(
+          known.count(leaf->variable.unsafeGetTensorImpl()) != 0,
+          "memcnn: expected '",
+          module.name(),
+          "' to compute from its arguments and registered parameters only, but "
+          "got another tensor that requires a gradient (sizes ",
+          leaf->variable.sizes(),
+          "), which would be lost. Register it with register_parameter(), pass "
+          "it as an argument, or detach it.");
+    }
+    for (const torch::autograd::Edge& edge : node->next_edges()) {
+      visit(edge.function.get());
+    }
+  }
+}
+
+/// Gradients of some outputs with respect to arguments (first) and parameters
+/// (after them); undefined where an output does not depend on one. Accumulates
+/// nowhere and fires no hook of a parameter.
+inline Tensors local_gradient(
+    Tensors outputs,
+    Tensors grad_outputs,
+    const Tensors& arguments,
+    const Tensors& parameters,
+    bool create_graph = false) {
+  Tensors roots;
+  Tensors seeds;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].requires_grad() && grad_outputs[i].defined()) {
+      // Under autocast an output may be narrower than what it is added to.
+      seeds.push_back(grad_outputs[i].to(outputs[i].scalar_type()));
+      roots.push_back(std::move(outputs[i]));
+    }
+  }
+  Tensors sources = arguments;
+  sources.insert(sources.end(), parameters.begin(), parameters.end());
+  if (roots.empty() || sources.empty()) {
+    return Tensors(sources.size());
+  }
+  const HooksAside hooks_aside(parameters);
+  return torch::autograd::grad(
+      roots,
+      sources,
+      seeds,
+      /*retain_graph=*/create_graph,
+      create_graph,
+      /*allow_unused=*/true);
+}
+
+} // namespace memcnn::detail

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/recording.h>
+#include <memcnn/detail/signature.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Type.h>
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// Makes any module with forward and inverse an Invertible, with the default
+/// backward step: the module as a whole is its one branch.
+template <class M>
+class PlainModule final : public Invertible {
+  using Forward = typename forward_signature<M>::type;
+  using Inverse = typename inverse_signature<M>::type;
+
+ public:
+  explicit PlainModule(std::shared_ptr<M> module)
+      : module_(std::move(module)) {}
+
+  std::vector<at::Tensor> run(
+      Direction direction,
+      std::vector<at::Tensor> inputs,
+      Recording& recording) override {
+    const at::Device device =
+        inputs.empty() ? at::Device(at::kCPU) : inputs[0].device();
+    return recording.run(/*index=*/0, *module_, device, [&] {
+      return direction == Direction::kForward
+          ? call<Forward>(
+                [&](const auto&... args) { return module_->forward(args...); },
+                inputs,
+                direction)
+          : call<Inverse>(
+                [&](const auto&... args) { return module_->inverse(args...); },
+                inputs,
+                direction);
+    });
+  }
+
+  torch::nn::Module& module() override {
+    return *module_;
+  }
+
+  std::string type_name() const override {
+    return module_->name();
+  }
+
+ private:
+  template <class Signature, class Fn>
+  std::vector<at::Tensor> call(
+      const Fn& fn,
+      const std::vector<at::Tensor>& inputs,
+      Direction direction) const {
+    constexpr std::ptrdiff_t kCount = Spread<Signature>::count();
+    TORCH_CHECK_VALUE(
+        kCount < 0 || static_cast<std::ptrdiff_t>(inputs.size()) == kCount,
+        type_name(),
+        "::",
+        name_of(direction),
+        "(): expected ",
+        kCount,
+        " tensors, but got ",
+        inputs.size(),
+        ". Let forward() and inverse() take what the other returns.");
+    return pack(Spread<Signature>::call(fn, inputs));
+  }
+
+  std::shared_ptr<M> module_;
+};
+
+/// The Invertible of a held module: itself where it is one.
+template <class M>
+std::shared_ptr<Invertible> as_invertible(const std::shared_ptr<M>& module) {
+  if constexpr (std::is_base_of_v<Invertible, M>) {
+    return module;
+  } else {
+    return std::make_shared<PlainModule<M>>(module);
+  }
+}
+
+} // namespace memcnn::detail

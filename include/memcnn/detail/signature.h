@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstddef>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// The signature of a member function as a plain function type; const is
+/// dropped.
+template <class Member>
+struct signature_of {
+  using type = void;
+};
+template <class R, class C, class... Args>
+struct signature_of<R (C::*)(Args...)> {
+  using type = R(Args...);
+};
+template <class R, class C, class... Args>
+struct signature_of<R (C::*)(Args...) const> {
+  using type = R(Args...);
+};
+
+/// The signature of M::forward and M::inverse, or void where M has no such
+/// single, non-template member.
+template <class M, class = void>
+struct forward_signature {
+  using type = void;
+};
+template <class M>
+struct forward_signature<M, std::void_t<decltype(&M::forward)>>
+    : signature_of<decltype(&M::forward)> {};
+
+template <class M, class = void>
+struct inverse_signature {
+  using type = void;
+};
+template <class M>
+struct inverse_signature<M, std::void_t<decltype(&M::inverse)>>
+    : signature_of<decltype(&M::inverse)> {};
+
+template <class M>
+inline constexpr bool has_forward_v =
+    !std::is_void_v<typename forward_signature<M>::type>;
+template <class M>
+inline constexpr bool has_inverse_v =
+    !std::is_void_v<typename inverse_signature<M>::type>;
+
+/// Whether a signature maps one Tensor to one Tensor.
+template <class Signature>
+inline constexpr bool maps_tensor_v = false;
+template <class R, class Arg>
+inline constexpr bool maps_tensor_v<R(Arg)> =
+    std::is_same_v<std::decay_t<R>, at::Tensor>&&
+        std::is_same_v<std::decay_t<Arg>, at::Tensor>;
+
+// Packs: how a function's arguments or result become a flat list of tensors,
+// and back. A pack is Tensors, one tuple of Tensors, or one vector of Tensors.
+
+template <class T>
+struct is_tensor_tuple : std::false_type {};
+template <class... Ts>
+struct is_tensor_tuple<std::tuple<Ts...>>
+    : std::bool_constant<(std::is_same_v<Ts, at::Tensor> && ...)> {};
+
+template <class T>
+inline constexpr bool is_tensor_vector_v =
+    std::is_same_v<T, std::vector<at::Tensor>>;
+
+/// Whether a type can be a whole pack by itself.
+template <class T>
+inline constexpr bool is_pack_v = std::is_same_v<T, at::Tensor> ||
+    is_tensor_tuple<T>::value || is_tensor_vector_v<T>;
+
+/// Whether arguments of these types form a pack.
+template <class... Args>
+inline constexpr bool are_pack_v =
+    (sizeof...(Args) > 0 &&
+     (std::is_same_v<std::decay_t<Args>, at::Tensor> && ...)) ||
+    (sizeof...(Args) == 1 && (is_pack_v<std::decay_t<Args>> && ...));
+
+inline void append_to(std::vector<at::Tensor>& flat, const at::Tensor& tensor) {
+  flat.push_back(tensor);
+}
+inline void append_to(
+    std::vector<at::Tensor>& flat,
+    const std::vector<at::Tensor>& tensors) {
+  flat.insert(flat.end(), tensors.begin(), tensors.end());
+}
+template <class... Ts>
+void append_to(
+    std::vector<at::Tensor>& flat,
+    const std::tuple<Ts...>& tensors) {
+  std::apply(
+      [&](const auto&... each) { (flat.push_back(each), ...); }, tensors);
+}
+
+template <class... Args>
+std::vector<at::Tensor> pack(const Args&... args) {
+  std::vector<at::Tensor> flat;
+  (append_to(flat, args), ...);
+  return flat;
+}
+
+template <class T, size_t... I>
+T tuple_from(const std::vector<at::Tensor>& flat, std::index_sequence<I...>) {
+  return T(flat[I]...);
+}
+
+/// The pack of type T that these tensors make; the caller has checked their
+/// number with fits().
+template <class T>
+T unpack(const std::vector<at::Tensor>& flat) {
+  if constexpr (std::is_same_v<T, at::Tensor>) {
+    return flat[0];
+  } else if constexpr (is_tensor_vector_v<T>) {
+    return flat;
+  } else {
+    return tuple_from<T>(
+        flat, std::make_index_sequence<std::tuple_size_v<T>>());
+  }
+}
+
+/// Calls fn with a flat list spread over arguments of the given types.
+template <class Signature>
+struct Spread;
+template <class R, class... Args>
+struct Spread<R(Args...)> {
+  template <class Fn>
+  static R call(Fn&& fn, const std::vector<at::Tensor>& flat) {
+    if constexpr (sizeof...(Args) == 1) {
+      return fn(unpack<std::decay_t<Args>>(flat)...);
+    } else {
+      return each(fn, flat, std::index_sequence_for<Args...>());
+    }
+  }
+
+  /// How many tensors the arguments hold; -1 where any number will do.
+  static constexpr std::ptrdiff_t count() {
+    if constexpr ((is_tensor_vector_v<std::decay_t<Args>> || ...)) {
+      return -1;
+    } else {
+      return (count_one<std::decay_t<Args>>() + ... + 0);
+    }
+  }
+
+ private:
+  template <class Fn, size_t... I>
+  static R
+  each(Fn& fn, const std::vector<at::Tensor>& flat, std::index_sequence<I...>) {
+    return fn(flat[I]...);
+  }
+
+  template <class T>
+  static constexpr std::ptrdiff_t count_one() {
+    if constexpr (is_tensor_tuple<T>::value) {
+      return std::tuple_size_v<T>;
+    } else {
+      return 1;
+    }
+  }
+};
+
+} // namespace memcnn::detail

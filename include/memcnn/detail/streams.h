@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/coupling.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// What travels between the blocks of a sequence: one whole tensor, or the two
+/// halves of it along some dimension, as long as all blocks want it so
+/// (Note [Streams of a sequence], rule 1). May be undefined as a whole.
+class Streams {
+ public:
+  explicit Streams(at::Tensor whole) : tensors_{std::move(whole)} {}
+
+  /// The tensors in the form that a block takes, given away: the block is then
+  /// their only owner, and may overwrite them.
+  std::vector<at::Tensor> take_for(const Invertible& block) {
+    const std::optional<int64_t> wanted = block.takes_halves_of();
+    if (wanted != split_dim_) {
+      join();
+      if (wanted) {
+        split(*wanted);
+      }
+    }
+    return std::move(tensors_);
+  }
+
+  /// What a block returned, in the form that it took.
+  void set(std::vector<at::Tensor> tensors) {
+    tensors_ = std::move(tensors);
+  }
+
+  at::Tensor take_whole() {
+    join();
+    return std::move(tensors_[0]);
+  }
+
+ private:
+  void join() {
+    if (split_dim_) {
+      tensors_ = {
+          tensors_[0].defined()
+              ? at::cat({tensors_[0], tensors_[1]}, *split_dim_)
+              : at::Tensor()};
+      split_dim_.reset();
+    }
+  }
+
+  void split(int64_t dim) {
+    if (tensors_[0].defined()) {
+      const Halves halves =
+          split_halves("ReversibleSequence: ", tensors_[0], dim);
+      tensors_ = {halves[0], halves[1]};
+    } else {
+      tensors_ = {at::Tensor(), at::Tensor()};
+    }
+    split_dim_ = dim;
+  }
+
+  std::vector<at::Tensor> tensors_;
+  std::optional<int64_t> split_dim_;
+};
+
+} // namespace memcnn::detail
