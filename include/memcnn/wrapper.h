@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/freed_storage.h>
+#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/holder.h>
+#include <memcnn/detail/node.h>
+#include <memcnn/detail/plain_module.h>
+#include <memcnn/detail/signature.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace memcnn {
+
+/// Options of InvertibleModuleWrapper; all may be changed between two calls.
+struct InvertibleModuleWrapperOptions {
+  /// Keeps the input of forward() instead of freeing and rebuilding it. For an
+  /// input that is read again before backward. Default: false.
+  TORCH_ARG(bool, keep_input) = false;
+  /// The same for the input of inverse(). Default: false.
+  TORCH_ARG(bool, keep_input_inverse) = false;
+  /// Runs the plain module, with ordinary autograd. Default: false.
+  TORCH_ARG(bool, disable) = false;
+  /// Recomputation draws the random numbers that forward drew. Costs a look at
+  /// the generator before and after each branch. Default: true.
+  TORCH_ARG(bool, preserve_rng_state) = true;
+};
+
+namespace detail {
+
+/// What the wrapper does that does not depend on the types of its module.
+class WrapperCore {
+ public:
+  WrapperCore(
+      std::shared_ptr<Invertible> map,
+      std::shared_ptr<torch::nn::Module> module)
+      : map_(std::move(map)), module_(std::move(module)) {}
+
+  /// Whether the caller records a graph that this call would be part of.
+  bool records(const Tensors& inputs) const {
+    if (!at::GradMode::is_enabled()) {
+      return false;
+    }
+    for (const at::Tensor& input : inputs) {
+      if (input.defined() && input.requires_grad()) {
+        return true;
+      }
+    }
+    return !trained_parameters(*module_).empty();
+  }
+
+  /// Runs the map as one node and frees its inputs.
+  Tensors run(
+      Direction direction,
+      const Tensors& inputs,
+      const InvertibleModuleWrapperOptions& options) {
+    const std::string place =
+        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()";
+    for (const at::Tensor& input : inputs) {
+      TORCH_CHECK_VALUE(
+          input.defined(),
+          place,
+          ": expected tensors, but got an undefined one. Pass an empty tensor "
+          "instead.");
+    }
+    const bool keep = direction == Direction::kForward
+        ? options.keep_input()
+        : options.keep_input_inverse();
+    auto state = c10::make_intrusive<NodeState>();
+    state->place = place;
+    state->map = map_;
+    state->owner = module_;
+    state->direction = direction;
+    state->keep_inputs = keep;
+    state->recording = Recording::start(options.preserve_rng_state());
+
+    const Tensors parameters = trained_parameters(*module_);
+    Tensors outputs = InvertibleFunction::apply(
+        at::TensorList(inputs), at::TensorList(parameters), state);
+    kept_because_ = keep ? "keep_input is set" : "";
+    if (!keep) {
+      free_inputs(inputs, outputs, *state);
+    }
+    return outputs;
+  }
+
+  const std::string& kept_because() const {
+    return kept_because_;
+  }
+
+ private:
+  void
+  free_inputs(const Tensors& inputs, const Tensors& outputs, NodeState& state) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const at::Tensor& input = inputs[i];
+      if (state.inputs[i].defined()) {
+        continue; // an integer tensor: it cannot be rebuilt
+      }
+      std::string reason =
+          FreedStorage::reason_to_keep(input, owners_in_producer(input));
+      for (const at::Tensor& output : outputs) {
+        if (reason.empty() && output.is_alias_of(input)) {
+          reason = "an output shares its storage";
+        }
+      }
+      if (reason.empty()) {
+        state.freed[i].emplace(input, message(state, input));
+      } else {
+        kept_because_ = reason;
+      }
+    }
+  }
+
+  /// How many tensors the node that made `tensor` keeps on its memory.
+  static size_t owners_in_producer(const at::Tensor& tensor) {
+    const auto node = tensor.grad_fn();
+    if (node == nullptr) {
+      return 0;
+    }
+    using OurNode = torch::autograd::CppNode<InvertibleFunction>;
+    return dynamic_cast<OurNode*>(node.get()) != nullptr ||
+            saves_its_output(*node)
+        ? 1
+        : 0;
+  }
+
+  std::string message(const NodeState& state, const at::Tensor& input) const {
+    return c10::str(
+        "memcnn: ",
+        state.place,
+        ": expected its input not to be read between the call and its backward "
+        "pass, but got a read of the freed tensor (",
+        describe(input),
+        ", block ",
+        map_->type_name(),
+        "). Set InvertibleModuleWrapperOptions().",
+        state.direction == Direction::kForward ? "keep_input"
+                                               : "keep_input_inverse",
+        "(true) on that block, or read the tensor before it.");
+  }
+
+  std::shared_ptr<Invertible> map_;
+  std::shared_ptr<torch::nn::Module> module_;
+  std::string kept_because_;
+};
+
+} // namespace detail
+
+/// The module behind InvertibleModuleWrapper: the members below have the
+/// signatures of the wrapped module's own.
+template <
+    class M,
+    class Forward =
+        typename detail::forward_signature<detail::contained_t<M>>::type,
+    class Inverse =
+        typename detail::inverse_signature<detail::contained_t<M>>::type>
+class InvertibleModuleWrapperImpl;
+
+template <class M, class Out, class... Ins, class Back, class... Outs>
+class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
+    : public torch::nn::Cloneable<
+          InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>> {
+  static_assert(
+      detail::are_pack_v<Ins...> && detail::are_pack_v<Outs...> &&
+          detail::is_pack_v<std::decay_t<Out>> &&
+          detail::is_pack_v<std::decay_t<Back>>,
+      "memcnn: forward and inverse of a wrapped module take Tensors, one "
+      "std::tuple of Tensors or one std::vector<Tensor>, and return a Tensor, "
+      "a "
+      "std::tuple of Tensors or a std::vector<Tensor>.");
+
+ public:
+  explicit InvertibleModuleWrapperImpl(
+      M module_,
+      InvertibleModuleWrapperOptions options_ = {})
+      : options(options_),
+        module(std::move(module_)),
+        core_(detail::as_invertible(module.ptr()), module.ptr()) {
+    reset();
+  }
+
+  /// The child is named as in Python MemCNN, so that keys of saved states are
+  /// the same.
+  void reset() override {
+    this->register_module("_fn", module.ptr());
+  }
+
+  /// The module's forward. Its inputs' memory is freed until backward where
+  /// that is safe and keep_input is not set.
+  Out forward(Ins... inputs) {
+    return call<Out>(
+        Direction::kForward,
+        [&] { return module->forward(inputs...); },
+        inputs...);
+  }
+
+  /// The module's inverse. Its inputs' memory is freed until backward where
+  /// that is safe and keep_input_inverse is not set.
+  Back inverse(Outs... outputs) {
+    return call<Back>(
+        Direction::kInverse,
+        [&] { return module->inverse(outputs...); },
+        outputs...);
+  }
+
+  /// Why the last call with a graph kept the memory of an input, in words;
+  /// empty if all was freed. For debugging; not for use from several threads.
+  const std::string& input_kept_because() const {
+    return core_.kept_because();
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<c10::Device>& device = std::nullopt) const override {
+    auto copy = std::make_shared<InvertibleModuleWrapperImpl>(
+        detail::clone(module, device), options);
+    detail::copy_modes(*this, *copy);
+    return copy;
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "memcnn::InvertibleModuleWrapper(keep_input="
+           << detail::yes_no(options.keep_input()) << ", keep_input_inverse="
+           << detail::yes_no(options.keep_input_inverse())
+           << ", disable=" << detail::yes_no(options.disable())
+           << ", preserve_rng_state="
+           << detail::yes_no(options.preserve_rng_state()) << ")";
+  }
+
+  InvertibleModuleWrapperOptions options;
+  M module;
+
+ private:
+  template <class Result, class Plain, class... Args>
+  Result call(Direction direction, const Plain& plain, const Args&... args) {
+    if (!options.disable()) {
+      const detail::Tensors inputs = detail::pack(args...);
+      if (core_.records(inputs)) {
+        return detail::unpack<std::decay_t<Result>>(
+            core_.run(direction, inputs, options));
+      }
+    }
+    return plain();
+  }
+
+  detail::WrapperCore core_;
+};
+
+/// Runs an invertible module as one autograd node that does not keep its input:
+/// forward() frees it, backward rebuilds it from the output.
+///
+/// \f[ x = \mathrm{inverse}(y), \quad y = \mathrm{forward}(x) \f]
+///
+/// M is the holder of any module with one forward and one inverse member, each
+/// of which takes what the other returns: Tensors, one tuple of Tensors or one
+/// vector of Tensors. Integer and mask tensors among them are kept.
+///
+/// Shapes:   those of the module.
+/// Dtypes:   those of the module; gradients for floating point tensors.
+/// Memory:   keeps the outputs, numel * itemsize bytes each, which the next
+///           wrapper frees in turn; frees the inputs where nobody else is seen
+///           to need them (Note [Freed inputs] in docs/design.md).
+/// Accuracy: gradients are those of the plain module at an input that was
+///           rebuilt; check_invertible_module() says how far that is off.
+/// Throws:   c10::Error if a freed input is read, or if outputs, parameters or
+///           buffers change between forward and backward.
+/// Avoid if: the module is one of a long chain of its kind: ReversibleSequence
+///           is faster and smaller.
+/// Source:   Gomez et al. 2017, The Reversible Residual Network, algorithm 1,
+///           arXiv:1707.04585; Python MemCNN 1.5.2. Differs: docs/migration.md.
+/// Example:
+///   memcnn::InvertibleModuleWrapper block(coupling);
+///   torch::Tensor y = block(x);                // x is freed
+///   torch::Tensor x_again = block->inverse(y); // y is freed
+template <class M>
+class InvertibleModuleWrapper
+    : public torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>> {
+  static_assert(
+      torch::detail::is_module_holder<M>::value,
+      "memcnn: InvertibleModuleWrapper takes a module holder, as TORCH_MODULE "
+      "makes it.");
+  static_assert(
+      !torch::detail::is_module_holder<M>::value ||
+          detail::has_inverse_v<detail::contained_t<M>>,
+      "memcnn: this module has no inverse(): InvertibleModuleWrapper needs a "
+      "module with one non-template, non-overloaded member `inverse` that "
+      "takes "
+      "what forward returns.");
+  static_assert(
+      !torch::detail::is_module_holder<M>::value ||
+          detail::has_forward_v<detail::contained_t<M>>,
+      "memcnn: this module has no forward() that can be wrapped: it must be "
+      "one "
+      "non-template, non-overloaded member.");
+
+ public:
+  using torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>>::ModuleHolder;
+  using Impl = InvertibleModuleWrapperImpl<M>;
+};
+template <class M>
+InvertibleModuleWrapper(M, InvertibleModuleWrapperOptions = {})
+    -> InvertibleModuleWrapper<M>;
+
+} // namespace memcnn
