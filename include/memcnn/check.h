@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/generator_state.h>
+#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/holder.h>
+#include <memcnn/detail/plain_module.h>
+#include <memcnn/detail/signature.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/module.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace memcnn {
+
+/// Options of is_invertible_module() and check_invertible_module().
+struct IsInvertibleOptions {
+  /// Largest absolute error of a round trip, per value. Default: 1e-6.
+  TORCH_ARG(double, atol) = 1e-6;
+  /// Largest error beyond that, relative to the value. Default: 1e-5.
+  TORCH_ARG(double, rtol) = 1e-5;
+  /// Seed of the test inputs and of what the module draws. Default: 42.
+  TORCH_ARG(uint64_t, random_seed) = 42;
+};
+
+/// What check_invertible_module() found.
+struct InvertibilityReport {
+  /// Both round trips are within the tolerances.
+  bool invertible = false;
+  /// Largest |inverse(forward(x)) - x| over all values and inputs.
+  double round_trip_error = std::numeric_limits<double>::infinity();
+  /// Largest |forward(inverse(y)) - y| over all values and outputs.
+  double inverse_round_trip_error = std::numeric_limits<double>::infinity();
+  /// How far gradients are off at the rebuilt input instead of the true one:
+  /// norm of the difference by the norm of the true gradient, over inputs and
+  /// parameters. It is what training with a wrapper or sequence adds.
+  double gradient_error = std::numeric_limits<double>::infinity();
+  /// Findings that do not make a module less invertible, such as an output
+  /// that shares its input's storage.
+  std::vector<std::string> warnings;
+  /// Why not, in words; empty if invertible.
+  std::string reason;
+};
+
+/// Sizes of one or several inputs: {2, 64, 8, 8} or {{2, 64}, {2, 64}}.
+class InputShapes {
+  /// A number that is no shape: keeps {{1}, {2}} from being read as {1, 2}.
+  struct Extent {
+    Extent(int64_t value_) : value(value_) {}
+    int64_t value;
+  };
+
+ public:
+  InputShapes(std::initializer_list<Extent> shape) : shapes_(1) {
+    for (const Extent extent : shape) {
+      shapes_[0].push_back(extent.value);
+    }
+  }
+  InputShapes(std::initializer_list<std::initializer_list<int64_t>> shapes)
+      : shapes_(shapes.begin(), shapes.end()) {}
+  InputShapes(std::vector<int64_t> shape) : shapes_{std::move(shape)} {}
+  InputShapes(at::IntArrayRef shape) : shapes_{shape.vec()} {}
+  InputShapes(std::vector<std::vector<int64_t>> shapes)
+      : shapes_(std::move(shapes)) {}
+
+  const std::vector<std::vector<int64_t>>& get() const {
+    return shapes_;
+  }
+
+ private:
+  std::vector<std::vector<int64_t>> shapes_;
+};
+
+namespace detail {
+
+/// Leaves a module's buffers and gradients and the default generators as they
+/// were found.
+class CheckGuard {
+ public:
+  CheckGuard(torch::nn::Module& module, at::Device device)
+      : generators_(device) {
+    for (const at::Tensor& buffer : module.buffers()) {
+      if (buffer.defined()) {
+        buffers_.emplace_back(buffer, buffer.detach().clone());
+      }
+    }
+  }
+  CheckGuard(const CheckGuard&) = delete;
+  CheckGuard& operator=(const CheckGuard&) = delete;
+  ~CheckGuard() {
+    for (const auto& [buffer, value] : buffers_) {
+      overwrite(buffer, value);
+    }
+  }
+
+ private:
+  GeneratorGuard generators_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
+};
+
+class InvertibilityCheck {
+ public:
+  InvertibilityCheck(
+      Invertible& map,
+      const InputShapes& shapes,
+      const IsInvertibleOptions& options)
+      : map_(map), shapes_(shapes), options_(options) {}
+
+  InvertibilityReport run() {
+    const at::Tensor like = first_parameter();
+    const at::Device device = like.device();
+    const CheckGuard as_found(map_.module(), device);
+    try {
+      compare(draw_inputs(like), device);
+    } catch (const std::exception& error) {
+      report_.invertible = false;
+      report_.reason = error.what();
+    }
+    return report_;
+  }
+
+ private:
+  /// Inputs take dtype and device of the first parameter.
+  at::Tensor first_parameter() const {
+    for (const at::Tensor& parameter : map_.module().parameters()) {
+      if (parameter.defined() && parameter.is_floating_point()) {
+        return parameter;
+      }
+    }
+    return at::empty({0});
+  }
+
+  Tensors draw_inputs(const at::Tensor& like) const {
+    at::Generator generator =
+        at::make_generator<at::CPUGeneratorImpl>(options_.random_seed());
+    Tensors inputs;
+    for (const auto& shape : shapes_.get()) {
+      // Drawn on the CPU, so that a seed means the same on every device.
+      inputs.push_back(
+          at::randn(shape, generator, at::TensorOptions(at::kFloat))
+              .to(like.options().requires_grad(false)));
+    }
+    return inputs;
+  }
+
+  void compare(const Tensors& inputs, at::Device device) {
+    seed(device);
+    const Tensors outputs = apply(Direction::kForward, inputs);
+    warn_of_shared_storage(inputs, outputs);
+    const Tensors rebuilt = apply(Direction::kInverse, outputs);
+    const Tensors again = apply(Direction::kForward, rebuilt);
+
+    bool close = compare_all(inputs, rebuilt, report_.round_trip_error);
+    if (!close) {
+      report_.reason = c10::str(
+          "inverse(forward(x)) differs from x by up to ",
+          report_.round_trip_error,
+          " (atol ",
+          options_.atol(),
+          ", rtol ",
+          options_.rtol(),
+          ")");
+    }
+    if (!compare_all(outputs, again, report_.inverse_round_trip_error)) {
+      report_.reason = c10::str(
+          "forward(inverse(y)) differs from y by up to ",
+          report_.inverse_round_trip_error,
+          " (atol ",
+          options_.atol(),
+          ", rtol ",
+          options_.rtol(),
+          ")");
+      close = false;
+    }
+    report_.gradient_error = gradient_error(inputs, rebuilt, device);
+    report_.invertible = close;
+  }
+
+  Tensors apply(Direction direction, const Tensors& inputs) {
+    const at::NoGradGuard no_grad;
+    Tensors copies; // a module that works in place must not hide its error
+    for (const at::Tensor& input : inputs) {
+      copies.push_back(input.clone());
+    }
+    Recording off = Recording::off();
+    return map_.run(direction, copies, off);
+  }
+
+  bool compare_all(const Tensors& expected, const Tensors& found, double& error)
+      const {
+    TORCH_CHECK(
+        expected.size() == found.size(),
+        "a round trip returns ",
+        found.size(),
+        " tensors for ",
+        expected.size());
+    error = 0;
+    bool close = true;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      TORCH_CHECK(
+          expected[i].sizes() == found[i].sizes(),
+          "a round trip turns ",
+          describe(expected[i]),
+          " into ",
+          describe(found[i]));
+      if (expected[i].numel() == 0) {
+        continue;
+      }
+      const at::Tensor a = expected[i].detach().to(at::kDouble);
+      const at::Tensor b = found[i].detach().to(at::kDouble);
+      const double distance = (a - b).abs().max().item<double>();
+      // NaN compares false with everything: keep it visible.
+      error = std::isnan(distance) ? distance : std::max(error, distance);
+      close = close && at::allclose(b, a, options_.rtol(), options_.atol());
+    }
+    return close;
+  }
+
+  void warn_of_shared_storage(const Tensors& inputs, const Tensors& outputs) {
+    // Seen without copies, as a caller would call it.
+    const at::NoGradGuard no_grad;
+    Tensors originals;
+    for (const at::Tensor& input : inputs) {
+      originals.push_back(input.clone());
+    }
+    Recording off = Recording::off();
+    const Tensors direct = map_.run(Direction::kForward, originals, off);
+    for (size_t i = 0; i < originals.size(); ++i) {
+      for (size_t j = 0; j < direct.size(); ++j) {
+        if (direct[j].has_storage() && direct[j].is_alias_of(originals[i])) {
+          report_.warnings.push_back(c10::str(
+              "output ",
+              j,
+              " shares the storage of input ",
+              i,
+              ": a wrapper keeps that input instead of freeing it"));
+        }
+      }
+      if (!originals[i].equal(inputs[i])) {
+        report_.warnings.push_back(
+            c10::str("forward() changes input ", i, " in place"));
+      }
+    }
+    static_cast<void>(outputs);
+  }
+
+  void seed(at::Device device) const {
+    for (const at::Device each : {at::Device(at::kCPU), device}) {
+      at::Generator generator = at::globalContext().defaultGenerator(each);
+      const std::lock_guard<std::mutex> lock(generator.mutex());
+      generator.set_current_seed(options_.random_seed());
+    }
+  }
+
+  /// Gradients of sum(y * w) for fixed random w, by inputs and parameters.
+  Tensors gradients(const Tensors& at_inputs, at::Device device) {
+    seed(device);
+    const at::AutoGradMode with_graph(true);
+    Tensors arguments;
+    Tensors leaves;
+    for (const at::Tensor& input : at_inputs) {
+      at::Tensor argument = input.detach().clone();
+      if (argument.is_floating_point()) {
+        leaves.push_back(argument.requires_grad_());
+      }
+      // An operation in between: a module may change its argument in place.
+      arguments.push_back(argument.view_as(argument));
+    }
+    Recording off = Recording::off();
+    Tensors outputs = map_.run(Direction::kForward, arguments, off);
+    Tensors weights;
+    for (const at::Tensor& output : outputs) {
+      weights.push_back(
+          output.is_floating_point() ? at::randn_like(output) : at::Tensor());
+    }
+    return local_gradient(
+        std::move(outputs),
+        std::move(weights),
+        leaves,
+        trained_parameters(map_.module()));
+  }
+
+  double gradient_error(
+      const Tensors& inputs,
+      const Tensors& rebuilt,
+      at::Device device) {
+    const Tensors expected = gradients(inputs, device);
+    const Tensors found = gradients(rebuilt, device);
+    double difference = 0;
+    double norm = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (expected[i].defined() && found[i].defined()) {
+        const at::Tensor a = expected[i].to(at::kDouble);
+        difference +=
+            (found[i].to(at::kDouble) - a).square().sum().item<double>();
+        norm += a.square().sum().item<double>();
+      }
+    }
+    return norm == 0 ? 0 : std::sqrt(difference / norm);
+  }
+
+  Invertible& map_;
+  const InputShapes& shapes_;
+  const IsInvertibleOptions& options_;
+  InvertibilityReport report_;
+};
+
+/// A pointer to the module, from a holder or from a pointer.
+template <class M>
+auto pointer_to(const std::shared_ptr<M>& module) {
+  return module;
+}
+template <class M>
+auto pointer_to(const torch::nn::ModuleHolder<M>& holder) {
+  return holder.ptr();
+}
+
+} // namespace detail
+
+/// Checks on random input that a module's inverse undoes its forward and the
+/// other way round, and how far gradients at the rebuilt input are off.
+///
+/// module is a holder or std::shared_ptr of any module. Parameters, buffers,
+/// gradients, train or eval mode and the default generators are left as found.
+///
+/// Shapes:   shapes are those of the inputs of forward: {2, 64, 8, 8}, or
+///           {{2, 32}, {2, 32}} for two inputs. Inputs are normally
+///           distributed, in dtype and on device of the first parameter
+///           (float32 on the CPU where there is none).
+/// Throws:   nothing on account of the module: a module that lacks inverse(),
+///           or throws, is not invertible, and the report says why.
+/// Source:   Python MemCNN 1.5.2, is_invertible_module. Differs: any number of
+///           inputs, a report, and nothing is changed.
+/// Example:
+///   auto report = memcnn::check_invertible_module(coupling, {2, 64, 8, 8});
+///   if (!report.invertible) std::cerr << report.reason << "\n";
+template <class Module>
+InvertibilityReport check_invertible_module(
+    const Module& module,
+    const InputShapes& shapes,
+    const IsInvertibleOptions& options = {}) {
+  const auto pointer = detail::pointer_to(module);
+  using M = std::decay_t<decltype(*pointer)>;
+  if constexpr (detail::has_forward_v<M> && detail::has_inverse_v<M>) {
+    const std::shared_ptr<Invertible> map = detail::as_invertible(pointer);
+    return detail::InvertibilityCheck(*map, shapes, options).run();
+  } else {
+    InvertibilityReport report;
+    report.reason = "'" + pointer->name() +
+        "' has no member inverse (or forward) that is neither overloaded nor a "
+        "template";
+    return report;
+  }
+}
+
+/// Whether a module's inverse undoes its forward and the other way round:
+/// check_invertible_module() without the details.
+///
+/// Example:
+///   bool ok = memcnn::is_invertible_module(coupling, {2, 64, 8, 8});
+template <class Module>
+bool is_invertible_module(
+    const Module& module,
+    const InputShapes& shapes,
+    const IsInvertibleOptions& options = {}) {
+  return check_invertible_module(module, shapes, options).invertible;
+}
+
+} // namespace memcnn
