@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/check.h>
+#include <memcnn/coupling/adapters.h>
+#include <memcnn/coupling/additive.h>
+#include <memcnn/coupling/affine.h>
+#include <memcnn/coupling/options.h>
+#include <memcnn/invertible.h>
+#include <memcnn/sequence.h>
+#include <memcnn/version.h>
+#include <memcnn/wrapper.h>

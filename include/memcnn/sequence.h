@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/holder.h>
+#include <memcnn/detail/node.h>
+#include <memcnn/detail/plain_module.h>
+#include <memcnn/detail/recording.h>
+#include <memcnn/detail/signature.h>
+#include <memcnn/detail/streams.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace memcnn {
+
+/// Options of ReversibleSequence; all may be changed between two calls.
+struct ReversibleSequenceOptions {
+  /// Recomputation draws the random numbers that forward drew. Costs a look at
+  /// the generator before and after each branch. Default: true.
+  TORCH_ARG(bool, preserve_rng_state) = true;
+  /// Runs the plain modules, with ordinary autograd. Default: false.
+  TORCH_ARG(bool, disable) = false;
+};
+
+/// The module behind ReversibleSequence.
+class ReversibleSequenceImpl final
+    : public torch::nn::Cloneable<ReversibleSequenceImpl>,
+      public Invertible {
+ public:
+  ReversibleSequenceImpl() = default;
+
+  explicit ReversibleSequenceImpl(ReversibleSequenceOptions options_)
+      : options(options_) {}
+
+  template <
+      class... Blocks,
+      class = std::enable_if_t<
+          (torch::detail::is_module_holder<Blocks>::value && ...)>>
+  explicit ReversibleSequenceImpl(
+      ReversibleSequenceOptions options_,
+      Blocks... blocks)
+      : options(options_) {
+    (push_back(std::move(blocks)), ...);
+  }
+
+  template <
+      class First,
+      class... Rest,
+      class = std::enable_if_t<
+          torch::detail::is_module_holder<First>::value &&
+          (torch::detail::is_module_holder<Rest>::value && ...)>>
+  explicit ReversibleSequenceImpl(First first, Rest... rest)
+      : ReversibleSequenceImpl(
+            ReversibleSequenceOptions(),
+            std::move(first),
+            std::move(rest)...) {}
+
+  /// Adds a block to the end: the holder of an invertible module that maps one
+  /// Tensor to one Tensor.
+  template <class M>
+  void push_back(M block) {
+    using Module = detail::contained_t<M>;
+    static_assert(
+        torch::detail::is_module_holder<M>::value,
+        "memcnn: ReversibleSequence takes module holders, as TORCH_MODULE "
+        "makes "
+        "them.");
+    static_assert(
+        !torch::detail::is_module_holder<M>::value ||
+            detail::has_inverse_v<Module>,
+        "memcnn: this module has no inverse(): ReversibleSequence needs "
+        "modules "
+        "with one non-template, non-overloaded member `inverse`. For others "
+        "there is memcnn::checkpoint().");
+    static_assert(
+        detail::maps_tensor_v<
+            typename detail::forward_signature<Module>::type> &&
+            detail::maps_tensor_v<
+                typename detail::inverse_signature<Module>::type>,
+        "memcnn: forward and inverse of a block in a ReversibleSequence take "
+        "one "
+        "Tensor and return one.");
+    std::shared_ptr<Module> module = block.ptr();
+    stages_.push_back(
+        {detail::as_invertible(module), module, [module](const auto& device) {
+           return ReversibleSequenceImpl::cloned_stage<M>(M(module), device);
+         }});
+    register_module(std::to_string(stages_.size() - 1), module);
+  }
+
+  /// How many blocks the chain has.
+  size_t size() const {
+    return stages_.size();
+  }
+
+  /// The children are registered by push_back().
+  void reset() override {}
+
+  at::Tensor forward(const at::Tensor& input) {
+    return call(Direction::kForward, input);
+  }
+
+  /// Undoes forward(), and saves memory likewise.
+  at::Tensor inverse(const at::Tensor& output) {
+    return call(Direction::kInverse, output);
+  }
+
+  std::vector<at::Tensor> run(
+      Direction direction,
+      std::vector<at::Tensor> inputs,
+      detail::Recording& recording) override {
+    detail::Streams streams(std::move(inputs[0]));
+    for (size_t k = 0; k < stages_.size(); ++k) {
+      const size_t i = stage_at(direction, k);
+      at_stage(name_of(direction), i, [&] {
+        streams.set(stages_[i].map->run(
+            direction, streams.take_for(*stages_[i].map), recording.stage(i)));
+      });
+    }
+    return {streams.take_whole()};
+  }
+
+  BackwardOutput backward_step(
+      Direction direction,
+      BackwardInput given,
+      detail::Recording& recording,
+      detail::ParameterGradients& parameters) override {
+    if (given.kept_inputs[0].defined()) {
+      return Invertible::backward_step(
+          direction, std::move(given), recording, parameters);
+    }
+    detail::Streams values(std::move(given.outputs[0]));
+    detail::Streams grads(std::move(given.grad_outputs[0]));
+    for (size_t k = stages_.size(); k-- > 0;) {
+      const size_t i = stage_at(direction, k);
+      at_stage("backward", i, [&] {
+        Invertible& map = *stages_[i].map;
+        BackwardInput stage;
+        stage.outputs = values.take_for(map);
+        stage.grad_outputs = grads.take_for(map);
+        stage.kept_inputs.resize(stage.outputs.size());
+        stage.needs_grad.assign(
+            stage.outputs.size(), k > 0 || given.needs_grad[0]);
+        BackwardOutput before = map.backward_step(
+            direction, std::move(stage), recording.stage(i), parameters);
+        values.set(std::move(before.inputs));
+        grads.set(std::move(before.grad_inputs));
+      });
+    }
+    return {{values.take_whole()}, {grads.take_whole()}};
+  }
+
+  torch::nn::Module& module() override {
+    return *this;
+  }
+
+  std::string type_name() const override {
+    return "ReversibleSequence";
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<c10::Device>& device = std::nullopt) const override {
+    auto copy = std::make_shared<ReversibleSequenceImpl>(options);
+    for (const Stage& stage : stages_) {
+      copy->stages_.push_back(stage.clone(device));
+      copy->register_module(
+          std::to_string(copy->size() - 1), copy->stages_.back().module);
+    }
+    detail::copy_modes(*this, *copy);
+    return copy;
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "memcnn::ReversibleSequence(preserve_rng_state="
+           << detail::yes_no(options.preserve_rng_state())
+           << ", disable=" << detail::yes_no(options.disable()) << ")";
+  }
+
+  ReversibleSequenceOptions options;
+
+ private:
+  struct Stage {
+    std::shared_ptr<Invertible> map;
+    std::shared_ptr<torch::nn::Module> module;
+    std::function<Stage(const std::optional<c10::Device>&)> clone;
+  };
+
+  template <class M>
+  static Stage cloned_stage(
+      const M& block,
+      const std::optional<c10::Device>& device) {
+    std::shared_ptr<detail::contained_t<M>> module =
+        detail::clone(block, device).ptr();
+    return {detail::as_invertible(module), module, [module](const auto& to) {
+              return cloned_stage<M>(M(module), to);
+            }};
+  }
+
+  /// The k-th stage to run in a direction.
+  size_t stage_at(Direction direction, size_t k) const {
+    return direction == Direction::kForward ? k : stages_.size() - 1 - k;
+  }
+
+  /// Runs what a stage does; a failure says where it was.
+  template <class Fn>
+  void at_stage(const char* method, size_t i, Fn&& fn) const {
+    const auto place = [&] {
+      return c10::str(
+          "ReversibleSequence::",
+          method,
+          "(): block ",
+          i,
+          " (",
+          stages_[i].map->type_name(),
+          ")");
+    };
+    try {
+      fn();
+    } catch (c10::Error& error) {
+      error.add_context(place());
+      throw;
+    } catch (const std::exception& error) {
+      TORCH_CHECK(false, place(), ": ", error.what());
+    }
+  }
+
+  at::Tensor call(Direction direction, const at::Tensor& input) {
+    TORCH_CHECK_VALUE(
+        input.defined(),
+        "ReversibleSequence::",
+        name_of(direction),
+        "(): expected a tensor, but got an undefined one. Pass a tensor of "
+        "floating point values.");
+    if (stages_.empty()) {
+      return input;
+    }
+    const detail::Tensors parameters = detail::trained_parameters(*this);
+    const bool records = at::GradMode::is_enabled() &&
+        (input.requires_grad() || !parameters.empty());
+    if (options.disable() || !records) {
+      detail::Recording off = detail::Recording::off();
+      return run(direction, {input}, off)[0];
+    }
+    auto state = c10::make_intrusive<detail::NodeState>();
+    state->place =
+        std::string("ReversibleSequence::") + name_of(direction) + "()";
+    state->map =
+        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this());
+    state->direction = direction;
+    state->recording = detail::Recording::start(options.preserve_rng_state());
+    return detail::InvertibleFunction::apply(
+        at::TensorList({input}), at::TensorList(parameters), state)[0];
+  }
+
+  std::vector<Stage> stages_;
+};
+
+/// Runs a chain of invertible modules as one autograd node that keeps its last
+/// output only: backward rebuilds everything else from it, block by block.
+///
+/// \f[ y = f_n(\dots f_1(x)), \quad x = f_1^{-1}(\dots f_n^{-1}(y)) \f]
+///
+/// Shapes:   blocks map one Tensor to one Tensor, each what the next one takes.
+/// Dtypes:   those of the blocks.
+/// Memory:   keeps numel(y) * itemsize bytes until backward, whatever the
+/// depth;
+///           nothing that a caller holds is freed. Between couplings of the
+///           same split_dim the halves travel as two tensors, updated in place
+///           (Note [Streams of a sequence] in docs/design.md).
+/// Accuracy: gradients at inputs rebuilt through all later blocks: the error
+///           grows with depth; in float64 it stays below 1e-10 at depth 20.
+/// Throws:   c10::Error that names the block, counted from 0, if one fails.
+/// Avoid if: a layer between the blocks has no inverse: use one sequence for
+///           each run of invertible blocks, or InvertibleModuleWrapper.
+/// Source:   Gomez et al. 2017, The Reversible Residual Network, algorithm 1,
+///           arXiv:1707.04585. Python MemCNN has no such class.
+/// Example:
+///   memcnn::ReversibleSequence trunk(coupling_a, coupling_b);
+///   trunk->push_back(coupling_c);
+///   torch::Tensor z = trunk(x);
+class ReversibleSequence
+    : public torch::nn::ModuleHolder<ReversibleSequenceImpl> {
+ public:
+  using torch::nn::ModuleHolder<ReversibleSequenceImpl>::ModuleHolder;
+  using Impl = ReversibleSequenceImpl;
+};
+
+} // namespace memcnn
