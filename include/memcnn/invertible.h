@@ -39,8 +39,12 @@ struct BackwardInput {
   /// For every input of the run: the tensor itself where it was kept (integer
   /// tensors and masks, or keep_input), else undefined: to be rebuilt.
   std::vector<at::Tensor> kept_inputs;
+  /// For every input: its sizes, where they are known; else empty.
+  std::vector<std::vector<int64_t>> input_sizes;
   /// For every input: whether its gradient is wanted.
   std::vector<bool> needs_grad;
+  /// Another backward pass over the same run may follow.
+  bool retain_graph = false;
 };
 
 /// What backward gets for it, one entry an input each.
@@ -120,6 +124,19 @@ class Invertible {
       if (given.kept_inputs[i].defined()) {
         rebuilt[i] = given.kept_inputs[i];
       }
+      TORCH_CHECK(
+          given.input_sizes.empty() ||
+              rebuilt[i].sizes() == at::IntArrayRef(given.input_sizes[i]),
+          type_name(),
+          "::backward(): expected ",
+          name_of(opposite(direction)),
+          "() to rebuild an input of sizes ",
+          at::IntArrayRef(given.input_sizes[i]),
+          ", but got ",
+          detail::describe(rebuilt[i]),
+          ". Let it undo ",
+          name_of(direction),
+          "(); is_invertible_module() checks that.");
     }
     return rebuilt;
   }

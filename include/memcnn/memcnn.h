@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/allocation_meter.h>
 #include <memcnn/check.h>
+#include <memcnn/checkpoint.h>
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/additive.h>
 #include <memcnn/coupling/affine.h>

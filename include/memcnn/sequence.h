@@ -4,6 +4,7 @@
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/kept_window.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/recording.h>
@@ -11,6 +12,7 @@
 #include <memcnn/detail/streams.h>
 #include <memcnn/invertible.h>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
@@ -26,6 +28,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -39,6 +42,10 @@ struct ReversibleSequenceOptions {
   TORCH_ARG(bool, preserve_rng_state) = true;
   /// Runs the plain modules, with ordinary autograd. Default: false.
   TORCH_ARG(bool, disable) = false;
+  /// Bytes of activations that may be kept from forward to backward, so that
+  /// the last blocks need not run again: from 0, the least memory, to what the
+  /// plain modules keep, at their speed. Default: 0.
+  TORCH_ARG(int64_t, memory_budget) = 0;
 };
 
 /// The module behind ReversibleSequence.
@@ -78,7 +85,7 @@ class ReversibleSequenceImpl final
   /// Tensor to one Tensor.
   template <class M>
   void push_back(M block) {
-    using Module = detail::contained_t<M>;
+    using Contained = detail::contained_t<M>;
     static_assert(
         torch::detail::is_module_holder<M>::value,
         "memcnn: ReversibleSequence takes module holders, as TORCH_MODULE "
@@ -86,20 +93,20 @@ class ReversibleSequenceImpl final
         "them.");
     static_assert(
         !torch::detail::is_module_holder<M>::value ||
-            detail::has_inverse_v<Module>,
+            detail::has_inverse_v<Contained>,
         "memcnn: this module has no inverse(): ReversibleSequence needs "
         "modules "
         "with one non-template, non-overloaded member `inverse`. For others "
         "there is memcnn::checkpoint().");
     static_assert(
         detail::maps_tensor_v<
-            typename detail::forward_signature<Module>::type> &&
+            typename detail::forward_signature<Contained>::type> &&
             detail::maps_tensor_v<
-                typename detail::inverse_signature<Module>::type>,
+                typename detail::inverse_signature<Contained>::type>,
         "memcnn: forward and inverse of a block in a ReversibleSequence take "
         "one "
         "Tensor and return one.");
-    std::shared_ptr<Module> module = block.ptr();
+    std::shared_ptr<Contained> module = block.ptr();
     stages_.push_back(
         {detail::as_invertible(module), module, [module](const auto& device) {
            return ReversibleSequenceImpl::cloned_stage<M>(M(module), device);
@@ -128,13 +135,24 @@ class ReversibleSequenceImpl final
       Direction direction,
       std::vector<at::Tensor> inputs,
       detail::Recording& recording) override {
+    std::optional<detail::KeptWindow> window;
+    if (recording.is_recording() && options.memory_budget() > 0) {
+      window.emplace(options.memory_budget(), first_kept(direction, inputs[0]));
+    }
     detail::Streams streams(std::move(inputs[0]));
     for (size_t k = 0; k < stages_.size(); ++k) {
       const size_t i = stage_at(direction, k);
       at_stage(name_of(direction), i, [&] {
-        streams.set(stages_[i].map->run(
-            direction, streams.take_for(*stages_[i].map), recording.stage(i)));
+        Invertible& map = *stages_[i].map;
+        std::vector<at::Tensor> taken = streams.take_for(map);
+        streams.set(
+            window ? window->run(
+                         map, direction, std::move(taken), recording.stage(i))
+                   : map.run(direction, std::move(taken), recording.stage(i)));
       });
+    }
+    if (recording.is_recording()) {
+      plan_.first_kept = stages_.size() - (window ? window->size() : 0);
     }
     return {streams.take_whole()};
   }
@@ -160,13 +178,23 @@ class ReversibleSequenceImpl final
         stage.kept_inputs.resize(stage.outputs.size());
         stage.needs_grad.assign(
             stage.outputs.size(), k > 0 || given.needs_grad[0]);
-        BackwardOutput before = map.backward_step(
-            direction, std::move(stage), recording.stage(i), parameters);
+        stage.retain_graph = given.retain_graph;
+        BackwardOutput before = recording.stage(i).kept
+            ? detail::kept_backward_step(
+                  map, std::move(stage), recording.stage(i), parameters)
+            : map.backward_step(
+                  direction, std::move(stage), recording.stage(i), parameters);
         values.set(std::move(before.inputs));
         grads.set(std::move(before.grad_inputs));
       });
     }
     return {{values.take_whole()}, {grads.take_whole()}};
+  }
+
+  /// How many blocks kept their activations in the last forward or inverse
+  /// that recorded a graph.
+  size_t kept_blocks() const {
+    return stages_.size() - plan_.first_kept;
   }
 
   torch::nn::Module& module() override {
@@ -192,7 +220,8 @@ class ReversibleSequenceImpl final
   void pretty_print(std::ostream& stream) const override {
     stream << "memcnn::ReversibleSequence(preserve_rng_state="
            << detail::yes_no(options.preserve_rng_state())
-           << ", disable=" << detail::yes_no(options.disable()) << ")";
+           << ", disable=" << detail::yes_no(options.disable())
+           << ", memory_budget=" << options.memory_budget() << ")";
   }
 
   ReversibleSequenceOptions options;
@@ -243,20 +272,39 @@ class ReversibleSequenceImpl final
     }
   }
 
+  /// From which stage on blocks are worth keeping, in order of the direction:
+  /// known from the last run, if that was of the same kind.
+  size_t first_kept(Direction direction, const at::Tensor& input) {
+    Plan plan;
+    plan.direction = direction;
+    plan.budget = options.memory_budget();
+    plan.sizes = input.sizes().vec();
+    plan.dtype = input.scalar_type();
+    plan.autocast = at::autocast::is_autocast_enabled(input.device().type());
+    plan.training = is_training();
+    const bool same = std::tie(
+                          plan.direction,
+                          plan.budget,
+                          plan.sizes,
+                          plan.dtype,
+                          plan.autocast,
+                          plan.training) ==
+        std::tie(plan_.direction,
+                 plan_.budget,
+                 plan_.sizes,
+                 plan_.dtype,
+                 plan_.autocast,
+                 plan_.training);
+    plan.first_kept = same ? plan_.first_kept : 0;
+    plan_ = std::move(plan);
+    return plan_.first_kept;
+  }
+
   at::Tensor call(Direction direction, const at::Tensor& input) {
-    TORCH_CHECK_VALUE(
-        input.defined(),
-        "ReversibleSequence::",
-        name_of(direction),
-        "(): expected a tensor, but got an undefined one. Pass a tensor of "
-        "floating point values.");
     if (stages_.empty()) {
       return input;
     }
-    const detail::Tensors parameters = detail::trained_parameters(*this);
-    const bool records = at::GradMode::is_enabled() &&
-        (input.requires_grad() || !parameters.empty());
-    if (options.disable() || !records) {
+    if (options.disable() || !detail::records_graph({input}, *this)) {
       detail::Recording off = detail::Recording::off();
       return run(direction, {input}, off)[0];
     }
@@ -267,11 +315,22 @@ class ReversibleSequenceImpl final
         std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this());
     state->direction = direction;
     state->recording = detail::Recording::start(options.preserve_rng_state());
-    return detail::InvertibleFunction::apply(
-        at::TensorList({input}), at::TensorList(parameters), state)[0];
+    return detail::run_node(std::move(state), {input}, *this)[0];
   }
 
+  /// What a memory budget came to for one kind of run.
+  struct Plan {
+    Direction direction = Direction::kForward;
+    int64_t budget = -1;
+    std::vector<int64_t> sizes;
+    at::ScalarType dtype = at::kFloat;
+    bool autocast = false;
+    bool training = false;
+    size_t first_kept = 0; // in the order of the direction
+  };
+
   std::vector<Stage> stages_;
+  Plan plan_;
 };
 
 /// Runs a chain of invertible modules as one autograd node that keeps its last

@@ -18,6 +18,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -47,22 +48,11 @@ namespace detail {
 /// What the wrapper does that does not depend on the types of its module.
 class WrapperCore {
  public:
-  WrapperCore(
-      std::shared_ptr<Invertible> map,
-      std::shared_ptr<torch::nn::Module> module)
-      : map_(std::move(map)), module_(std::move(module)) {}
+  explicit WrapperCore(std::shared_ptr<Invertible> map)
+      : map_(std::move(map)) {}
 
-  /// Whether the caller records a graph that this call would be part of.
   bool records(const Tensors& inputs) const {
-    if (!at::GradMode::is_enabled()) {
-      return false;
-    }
-    for (const at::Tensor& input : inputs) {
-      if (input.defined() && input.requires_grad()) {
-        return true;
-      }
-    }
-    return !trained_parameters(*module_).empty();
+    return records_graph(inputs, map_->module());
   }
 
   /// Runs the map as one node and frees its inputs.
@@ -70,29 +60,18 @@ class WrapperCore {
       Direction direction,
       const Tensors& inputs,
       const InvertibleModuleWrapperOptions& options) {
-    const std::string place =
-        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()";
-    for (const at::Tensor& input : inputs) {
-      TORCH_CHECK_VALUE(
-          input.defined(),
-          place,
-          ": expected tensors, but got an undefined one. Pass an empty tensor "
-          "instead.");
-    }
     const bool keep = direction == Direction::kForward
         ? options.keep_input()
         : options.keep_input_inverse();
     auto state = c10::make_intrusive<NodeState>();
-    state->place = place;
+    state->place =
+        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()";
     state->map = map_;
-    state->owner = module_;
     state->direction = direction;
     state->keep_inputs = keep;
     state->recording = Recording::start(options.preserve_rng_state());
 
-    const Tensors parameters = trained_parameters(*module_);
-    Tensors outputs = InvertibleFunction::apply(
-        at::TensorList(inputs), at::TensorList(parameters), state);
+    Tensors outputs = run_node(state, inputs, map_->module());
     kept_because_ = keep ? "keep_input is set" : "";
     if (!keep) {
       free_inputs(inputs, outputs, *state);
@@ -112,13 +91,13 @@ class WrapperCore {
       if (state.inputs[i].defined()) {
         continue; // an integer tensor: it cannot be rebuilt
       }
-      std::string reason =
-          FreedStorage::reason_to_keep(input, owners_in_producer(input));
-      for (const at::Tensor& output : outputs) {
-        if (reason.empty() && output.is_alias_of(input)) {
-          reason = "an output shares its storage";
-        }
-      }
+      const bool shared = std::any_of(
+          outputs.begin(), outputs.end(), [&](const at::Tensor& output) {
+            return output.is_alias_of(input);
+          });
+      const std::string reason = shared
+          ? "an output shares its storage"
+          : FreedStorage::reason_to_keep(input, owners_in_producer(input));
       if (reason.empty()) {
         state.freed[i].emplace(input, message(state, input));
       } else {
@@ -155,8 +134,7 @@ class WrapperCore {
         "(true) on that block, or read the tensor before it.");
   }
 
-  std::shared_ptr<Invertible> map_;
-  std::shared_ptr<torch::nn::Module> module_;
+  std::shared_ptr<Invertible> map_; // keeps the module alive
   std::string kept_because_;
 };
 
@@ -191,7 +169,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
       InvertibleModuleWrapperOptions options_ = {})
       : options(options_),
         module(std::move(module_)),
-        core_(detail::as_invertible(module.ptr()), module.ptr()) {
+        core_(detail::as_invertible(module.ptr())) {
     reset();
   }
 

@@ -16,6 +16,7 @@ namespace detail {
 /// y = x + v, undone by x = y - v.
 struct AdditiveLaw {
   static constexpr const char* kName = "AdditiveCoupling";
+  static constexpr bool kCanBeExact = true;
   using Value = at::Tensor;
 
   static std::vector<at::Tensor> tensors(const Value& value) {

@@ -19,6 +19,7 @@ namespace detail {
 /// y = s * x + t, undone by x = (y - t) / s.
 struct AffineLaw {
   static constexpr const char* kName = "AffineCoupling";
+  static constexpr bool kCanBeExact = false;
   using Value = ScaleShift;
 
   static std::vector<at::Tensor> tensors(const Value& value) {

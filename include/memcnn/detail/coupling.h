@@ -4,6 +4,7 @@
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/options.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/fixed_point.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
@@ -77,6 +78,7 @@ split_halves(const std::string& place, const at::Tensor& input, int64_t dim) {
 /// So half i is always updated by branch i, and a direction is an order of the
 /// two updates. A Law is a struct of static members:
 ///   kName                                the coupling's name
+///   kCanBeExact                          whether rounded values can be undone
 ///   Value                                what a branch returns
 ///   apply(direction, half, value)        the half, updated or undone
 ///   apply_in_place(...)                  likewise, in the half's memory
@@ -99,6 +101,26 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       : options(options_), f(std::move(f_)), g(std::move(g_)) {
     check_adapter(*module_of(f), "F");
     check_adapter(*module_of(g), "G");
+    if (options.fractional_bits()) {
+      TORCH_CHECK_VALUE(
+          Law::kCanBeExact,
+          Law::kName,
+          "::",
+          Law::kName,
+          "(): expected no fractional_bits, since a product is rounded and "
+          "cannot be undone exactly, but got ",
+          *options.fractional_bits(),
+          ". Use AdditiveCoupling for an exact mode.");
+      TORCH_CHECK_VALUE(
+          *options.fractional_bits() >= 0 && *options.fractional_bits() < 53,
+          Law::kName,
+          "::",
+          Law::kName,
+          "(): expected fractional_bits from 0 to 52, but got ",
+          *options.fractional_bits(),
+          ". 12 to 16 suit float32.");
+      fixed_point_.emplace(*options.fractional_bits());
+    }
     reset();
   }
 
@@ -135,13 +157,23 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     Halves halves = whole
         ? split_halves(place(direction), inputs[0], options.split_dim())
         : Halves{std::move(inputs[0]), std::move(inputs[1])};
+    if (fixed_point_) {
+      for (at::Tensor& half : halves) {
+        half = fixed_point_->round(half);
+        fixed_point_->check_range(place(direction), half);
+      }
+    }
     for (const size_t i : order(direction)) {
-      const Value value =
-          branch_value(direction, i, halves[1 - i], halves[i], recording);
+      const Value value = settled(
+          branch_value(direction, i, halves[1 - i], halves[i], recording),
+          halves[i]);
       if (!at::GradMode::is_enabled() && is_sole_owner(halves[i])) {
         Law::apply_in_place(direction, halves[i], value);
       } else {
         halves[i] = Law::apply(direction, halves[i], value);
+      }
+      if (fixed_point_) {
+        fixed_point_->check_range(place(direction), halves[i]);
       }
     }
     if (whole) {
@@ -227,8 +259,11 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   }
 
   void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::" << Law::kName << "(split_dim=" << options.split_dim()
-           << ")";
+    stream << "memcnn::" << Law::kName << "(split_dim=" << options.split_dim();
+    if (options.fractional_bits()) {
+      stream << ", fractional_bits=" << *options.fractional_bits();
+    }
+    stream << ")";
   }
 
   CouplingOptions options;
@@ -346,6 +381,16 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return value;
   }
 
+  /// What a half is updated with: in the exact mode the rounded value.
+  Value settled(Value value, const at::Tensor& updated) const {
+    if constexpr (Law::kCanBeExact) {
+      if (fixed_point_) {
+        return fixed_point_->round(value.to(updated.scalar_type()));
+      }
+    }
+    return value;
+  }
+
   /// Undoes update i in the memory of `halves` and takes `grads` from after it
   /// to before it.
   void undo_update(
@@ -356,7 +401,10 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       bool needs_grad,
       Recording& recording,
       ParameterGradients& parameters) {
-    const at::Tensor argument = halves[1 - i].detach();
+    at::Tensor argument = halves[1 - i].detach();
+    if (fixed_point_) {
+      argument = argument.contiguous(); // as in forward, for the same kernels
+    }
     Tensors arguments;
     if (needs_grad) {
       arguments.push_back(argument.requires_grad_());
@@ -375,13 +423,18 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       }();
       values = Law::tensors(value);
       check_reaches_only(values, arguments, branch);
-      const Value constant = Law::detach(value);
+      const Value constant = settled(Law::detach(value), halves[i]);
       // A gradient of y = law(x, value) is a matter of x: what was there before
       // a forward update, what is there after an inverse one.
       if (direction == Direction::kForward) {
         Law::apply_in_place(Direction::kInverse, halves[i], constant);
       }
       value_grads = Law::gradient(direction, halves[i], constant, grads[i]);
+      if (fixed_point_) {
+        for (at::Tensor& grad : value_grads) {
+          grad = grad.contiguous();
+        }
+      }
       if (direction == Direction::kInverse) {
         Law::apply_in_place(Direction::kForward, halves[i], constant);
       }
@@ -397,6 +450,8 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       parameters.add(parameter, std::move(*next++));
     }
   }
+
+  std::optional<FixedPoint> fixed_point_;
 };
 
 } // namespace memcnn::detail

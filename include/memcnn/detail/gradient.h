@@ -149,6 +149,9 @@ inline void check_reaches_only(
   }
 }
 
+/// What becomes of a local graph once its gradients are known.
+enum class GraphUse { kFree, kRetain, kDifferentiate };
+
 /// Gradients of some outputs with respect to arguments (first) and parameters
 /// (after them); undefined where an output does not depend on one. Accumulates
 /// nowhere and fires no hook of a parameter.
@@ -157,7 +160,7 @@ inline Tensors local_gradient(
     Tensors grad_outputs,
     const Tensors& arguments,
     const Tensors& parameters,
-    bool create_graph = false) {
+    GraphUse use = GraphUse::kFree) {
   Tensors roots;
   Tensors seeds;
   for (size_t i = 0; i < outputs.size(); ++i) {
@@ -177,8 +180,8 @@ inline Tensors local_gradient(
       roots,
       sources,
       seeds,
-      /*retain_graph=*/create_graph,
-      create_graph,
+      /*retain_graph=*/use != GraphUse::kFree,
+      /*create_graph=*/use == GraphUse::kDifferentiate,
       /*allow_unused=*/true);
 }
 

@@ -53,7 +53,6 @@ class Saved {
 struct NodeState : torch::CustomClassHolder {
   std::string place; // "InvertibleModuleWrapper::forward()"
   std::shared_ptr<Invertible> map;
-  std::shared_ptr<torch::nn::Module> owner; // keeps the map's module alive
   Direction direction = Direction::kForward;
   bool keep_inputs = false;
   Recording recording = Recording::off();
@@ -195,10 +194,12 @@ class InvertibleFunction
       const std::vector<bool>& needed) {
     const bool retain = torch::autograd::get_current_graph_task_keep_graph();
     BackwardInput given;
+    given.retain_graph = retain;
     for (Saved& output : state.outputs) {
       given.outputs.push_back(retain ? output.get() : output.take());
     }
     given.grad_outputs = std::move(grad_outputs);
+    given.input_sizes = state.input_sizes;
     for (size_t i = 0; i < state.inputs.size(); ++i) {
       given.kept_inputs.push_back(state.inputs[i].get());
       given.needs_grad.push_back(needed[i]);
@@ -271,7 +272,7 @@ class InvertibleFunction
         std::move(known.grad_outputs),
         leaves,
         wanted,
-        /*create_graph=*/true);
+        GraphUse::kDifferentiate);
     restore_inputs(state, arguments);
 
     Tensors gradients;
@@ -285,18 +286,6 @@ class InvertibleFunction
   static void restore_inputs(NodeState& state, Tensors& inputs) {
     for (size_t i = 0; i < state.freed.size(); ++i) {
       if (state.freed[i]) {
-        TORCH_CHECK(
-            inputs[i].sizes() == at::IntArrayRef(state.input_sizes[i]),
-            state.place,
-            ": expected ",
-            name_of(opposite(state.direction)),
-            "() to rebuild an input of sizes ",
-            at::IntArrayRef(state.input_sizes[i]),
-            ", but got ",
-            describe(inputs[i]),
-            ". Let it invert ",
-            name_of(state.direction),
-            "(); is_invertible_module() checks that.");
         state.freed[i]->restore(std::move(inputs[i]));
       }
     }
@@ -312,5 +301,38 @@ class InvertibleFunction
     state.released = true;
   }
 };
+
+/// Whether the caller records a graph that a call of this module with these
+/// inputs would be part of (Note [Recomputation], rule 6).
+inline bool records_graph(
+    const Tensors& inputs,
+    const torch::nn::Module& module) {
+  if (!at::GradMode::is_enabled()) {
+    return false;
+  }
+  for (const at::Tensor& input : inputs) {
+    if (input.defined() && input.requires_grad()) {
+      return true;
+    }
+  }
+  return !trained_parameters(module).empty();
+}
+
+/// Runs a map as one autograd node.
+inline Tensors run_node(
+    c10::intrusive_ptr<NodeState> state,
+    const Tensors& inputs,
+    const torch::nn::Module& module) {
+  for (const at::Tensor& input : inputs) {
+    TORCH_CHECK_VALUE(
+        input.defined(),
+        state->place,
+        ": expected tensors, but got an undefined one. Pass an empty tensor "
+        "instead.");
+  }
+  const Tensors parameters = trained_parameters(module);
+  return InvertibleFunction::apply(
+      at::TensorList(inputs), at::TensorList(parameters), state);
+}
 
 } // namespace memcnn::detail

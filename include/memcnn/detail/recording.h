@@ -47,6 +47,18 @@ class Recording {
     }
   }
 
+  bool is_recording() const {
+    return mode_ == Mode::kRecord;
+  }
+
+  /// A run that kept its activations, so that it need not run again: its
+  /// arguments, and its outputs with their graph.
+  struct KeptRun {
+    std::vector<at::Tensor> arguments;
+    std::vector<at::Tensor> outputs;
+  };
+  std::optional<KeptRun> kept;
+
   /// The recording of one stage of a chain.
   Recording& stage(size_t index) {
     while (stages_.size() <= index) {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,7 @@ class Streams {
     if (wanted != split_dim_) {
       join();
       if (wanted) {
-        split(*wanted);
+        split(block.type_name() + ": ", *wanted);
       }
     }
     return std::move(tensors_);
@@ -55,10 +56,9 @@ class Streams {
     }
   }
 
-  void split(int64_t dim) {
+  void split(const std::string& place, int64_t dim) {
     if (tensors_[0].defined()) {
-      const Halves halves =
-          split_halves("ReversibleSequence: ", tensors_[0], dim);
+      const Halves halves = split_halves(place, tensors_[0], dim);
       tensors_ = {halves[0], halves[1]};
     } else {
       tensors_ = {at::Tensor(), at::Tensor()};

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/holder.h>
+#include <memcnn/detail/node.h>
+#include <memcnn/detail/recording.h>
+#include <memcnn/detail/signature.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+#include <torch/nn/module.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace memcnn {
+
+/// Options of checkpoint().
+struct CheckpointOptions {
+  /// Recomputation draws the random numbers that forward drew. Costs a look at
+  /// the generator before and after the module. Default: true.
+  TORCH_ARG(bool, preserve_rng_state) = true;
+};
+
+namespace detail {
+
+/// A module that runs one way only: its inputs are kept, so that the default
+/// backward step never asks for the inverse.
+class ForwardOnly final : public Invertible {
+ public:
+  using Call = std::function<Tensors(const Tensors&)>;
+
+  ForwardOnly(std::shared_ptr<torch::nn::Module> module, Call call)
+      : module_(std::move(module)), call_(std::move(call)) {}
+
+  Tensors run(Direction direction, Tensors inputs, Recording& recording)
+      override {
+    TORCH_CHECK(
+        direction == Direction::kForward,
+        "checkpoint(): expected forward only, but got inverse.");
+    const at::Device device =
+        inputs.empty() ? at::Device(at::kCPU) : inputs[0].device();
+    return recording.run(
+        /*index=*/0, *module_, device, [&] { return call_(inputs); });
+  }
+
+  torch::nn::Module& module() override {
+    return *module_;
+  }
+
+  std::string type_name() const override {
+    return module_->name();
+  }
+
+ private:
+  std::shared_ptr<torch::nn::Module> module_;
+  Call call_;
+};
+
+/// What forward of a held module returns for these arguments: Sequential and
+/// AnyModule leave it open, and mean a Tensor.
+template <class Holder, class... Args>
+struct forward_result {
+  using type = decltype(std::declval<Holder&>()->forward(
+      std::declval<const Args&>()...));
+};
+template <class... Args>
+struct forward_result<torch::nn::AnyModule, Args...> {
+  using type = at::Tensor;
+};
+
+} // namespace detail
+
+/// Runs a module without keeping its activations: its inputs are kept, and in
+/// backward it runs again. For what has no inverse, such as the down-sampling
+/// blocks of a RevNet or the arms of a U-Net.
+///
+/// module is the holder of any module, torch::nn::Sequential or AnyModule,
+/// whose forward takes Tensors, one tuple or one vector of Tensors, and returns
+/// the like. Recomputation follows every rule of Note [Recomputation]: random
+/// numbers, autocast, buffers, hooks, retain_graph and create_graph behave as
+/// in the plain module.
+///
+/// Shapes:   those of the module.
+/// Memory:   keeps the inputs, numel * itemsize bytes each, instead of the
+///           activations; in backward those of this one module at a time.
+/// Accuracy: the same operations on the same values: gradients equal plain ones
+///           bit for bit where the module's kernels are deterministic.
+/// Throws:   c10::Error if an input, a parameter or a buffer changes between
+///           forward and backward.
+/// Avoid if: the module is invertible: InvertibleModuleWrapper and
+///           ReversibleSequence do not even keep the inputs.
+/// Source:   Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost,
+///           arXiv:1604.06174.
+/// Example:
+///   torch::Tensor y = memcnn::checkpoint(down_sampling, x);
+template <class Holder, class... Inputs>
+auto checkpoint(
+    const CheckpointOptions& options,
+    Holder& module,
+    const Inputs&... inputs) {
+  static_assert(
+      detail::is_holder_v<Holder>,
+      "memcnn: checkpoint() takes a module holder (as TORCH_MODULE makes it), "
+      "a "
+      "torch::nn::Sequential or a torch::nn::AnyModule, then its inputs.");
+  static_assert(
+      detail::are_pack_v<Inputs...>,
+      "memcnn: the inputs of checkpoint() are Tensors, one std::tuple of "
+      "Tensors "
+      "or one std::vector<Tensor>.");
+  using Result =
+      std::decay_t<typename detail::forward_result<Holder, Inputs...>::type>;
+  static_assert(
+      detail::is_pack_v<Result>,
+      "memcnn: forward of a module in checkpoint() returns a Tensor, a "
+      "std::tuple of Tensors or a std::vector<Tensor>.");
+
+  const auto call = [](Holder& holder, const auto&... arguments) -> Result {
+    if constexpr (detail::is_any_module_v<Holder>) {
+      return holder.template forward<Result>(arguments...);
+    } else {
+      return holder->forward(arguments...);
+    }
+  };
+  const detail::Tensors flat = detail::pack(inputs...);
+  const std::shared_ptr<torch::nn::Module> target = detail::module_of(module);
+  if (!detail::records_graph(flat, *target)) {
+    return call(module, inputs...);
+  }
+  auto map = std::make_shared<detail::ForwardOnly>(
+      target, [holder = module, call](const detail::Tensors& tensors) mutable {
+        return detail::pack(detail::Spread<Result(Inputs...)>::call(
+            [&](const auto&... arguments) {
+              return call(holder, arguments...);
+            },
+            tensors));
+      });
+  auto state = c10::make_intrusive<detail::NodeState>();
+  state->place = "checkpoint()";
+  state->map = std::move(map);
+  state->direction = Direction::kForward;
+  state->keep_inputs = true;
+  state->recording = detail::Recording::start(options.preserve_rng_state());
+  return detail::unpack<Result>(
+      detail::run_node(std::move(state), flat, *target));
+}
+
+template <
+    class Holder,
+    class... Inputs,
+    class = std::enable_if_t<!std::is_same_v<Holder, const CheckpointOptions>>>
+auto checkpoint(Holder& module, const Inputs&... inputs) {
+  return checkpoint(CheckpointOptions(), module, inputs...);
+}
+
+} // namespace memcnn

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/allocation_meter.h>
+#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/recording.h>
+#include <memcnn/invertible.h>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// The blocks of a chain that keep their activations within a budget of bytes:
+/// always the last ones that fit.
+///
+/// What a block keeps is measured when it runs. Blocks of a chain do about the
+/// same work per byte; the last ones are the best to keep since backward meets
+/// them first: their memory is gone before the others begin to recompute, so
+/// that the peak of the step is what was kept or what a recomputation needs,
+/// and not the sum of both.
+class KeptWindow {
+ public:
+  /// Blocks before the given number are known not to fit in the end.
+  KeptWindow(int64_t budget, size_t first) : budget_(budget), skip_(first) {}
+
+  /// Runs the next block and keeps what it can; the oldest kept blocks make
+  /// room.
+  Tensors run(
+      Invertible& block,
+      Direction direction,
+      Tensors inputs,
+      Recording& recording) {
+    if (skip_ > 0) {
+      --skip_;
+      return block.run(direction, std::move(inputs), recording);
+    }
+    Recording::KeptRun kept;
+    for (at::Tensor& input : inputs) {
+      kept.arguments.push_back(input.detach().requires_grad_());
+      input.reset();
+    }
+    const AllocationMeter added;
+    {
+      const at::AutoGradMode with_graph(true);
+      kept.outputs = block.run(direction, kept.arguments, recording);
+    }
+    Tensors outputs;
+    for (const at::Tensor& output : kept.outputs) {
+      outputs.push_back(output.detach());
+    }
+    recording.kept.emplace(std::move(kept));
+    blocks_.push_back({&recording, added.held_bytes()});
+    bytes_ += blocks_.back().bytes;
+    while (bytes_ > budget_) {
+      bytes_ -= blocks_.front().bytes;
+      blocks_.front().recording->kept.reset();
+      blocks_.pop_front();
+    }
+    return outputs;
+  }
+
+  /// How many blocks are kept.
+  size_t size() const {
+    return blocks_.size();
+  }
+
+ private:
+  struct Block {
+    Recording* recording;
+    int64_t bytes;
+  };
+
+  int64_t budget_;
+  size_t skip_;
+  int64_t bytes_ = 0;
+  std::deque<Block> blocks_;
+};
+
+/// The backward step of a block that kept its activations: nothing runs again.
+inline BackwardOutput kept_backward_step(
+    Invertible& block,
+    BackwardInput given,
+    Recording& recording,
+    ParameterGradients& parameters) {
+  Recording::KeptRun kept;
+  if (given.retain_graph) {
+    kept = *recording.kept;
+  } else {
+    kept = std::move(*recording.kept);
+    recording.kept.reset();
+  }
+  given.outputs.clear();
+  check_reaches_only(kept.outputs, kept.arguments, block.module());
+  Tensors leaves;
+  for (size_t i = 0; i < kept.arguments.size(); ++i) {
+    if (given.needs_grad[i]) {
+      leaves.push_back(kept.arguments[i]);
+    }
+  }
+  const Tensors wanted = parameters.wanted(block.module());
+  Tensors gradients = local_gradient(
+      std::move(kept.outputs),
+      std::move(given.grad_outputs),
+      leaves,
+      wanted,
+      given.retain_graph ? GraphUse::kRetain : GraphUse::kFree);
+
+  BackwardOutput result;
+  auto next = gradients.begin();
+  for (size_t i = 0; i < kept.arguments.size(); ++i) {
+    result.inputs.push_back(kept.arguments[i].detach());
+    result.grad_inputs.push_back(
+        given.needs_grad[i] ? std::move(*next++) : at::Tensor());
+  }
+  for (const at::Tensor& parameter : wanted) {
+    parameters.add(parameter, std::move(*next++));
+  }
+  return result;
+}
+
+} // namespace memcnn::detail
