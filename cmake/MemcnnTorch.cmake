@@ -9,7 +9,7 @@
 # Neither stops the configuration; both hand back a message that says what is
 # wrong and what to do about it.
 
-set(MEMCNN_TORCH_MINIMUM_VERSION 2.4)
+set(MEMCNN_TORCH_MINIMUM_VERSION 2.6)
 
 # Sets <result> to the folder of the first TorchConfig.cmake of a usable version
 # and appends a line to <rejections> for each older one met before it. Further

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/core/Allocator.h>
+#include <c10/util/Exception.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
@@ -22,9 +23,21 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
   explicit AllocationLedger(std::optional<c10::DeviceType> only)
       : only_(only),
         scope_(c10::ThreadLocalDebugInfo::current()),
-        outer_(dynamic_cast<c10::MemoryReportingInfoBase*>(
-            c10::ThreadLocalDebugInfo::get(
-                c10::DebugInfoKind::PROFILER_STATE))) {}
+        outer_(running()) {}
+
+  /// The ledger of the meter around this place, or null.
+  static AllocationLedger* running() {
+    return dynamic_cast<AllocationLedger*>(
+        c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE));
+  }
+
+  /// Whether a profiler of another kind runs. It takes what stands in its place
+  /// for one of its own, so that no meter can run inside it.
+  static bool other_profiler_runs() {
+    return running() == nullptr &&
+        c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE) !=
+        nullptr;
+  }
 
   void reportMemoryUsage(
       void* pointer,
@@ -76,7 +89,7 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
 
   const std::optional<c10::DeviceType> only_;
   const std::shared_ptr<c10::ThreadLocalDebugInfo> scope_; // keeps outer_ alive
-  c10::MemoryReportingInfoBase* const outer_;
+  AllocationLedger* const outer_;
   mutable std::mutex mutex_;
   std::unordered_map<void*, int64_t> live_;
   int64_t held_ = 0;
@@ -95,6 +108,7 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
 ///
 /// Memory:   about 50 bytes per live block; no device is synchronised.
 /// Accuracy: exact; on CUDA in the allocator's blocks, multiples of 512 bytes.
+/// Throws:   c10::Error inside a torch profiler.
 /// Avoid if: a torch profiler has to start and stop inside its scope.
 /// Source:   c10::MemoryReportingInfoBase, c10/core/Allocator.h.
 /// Example:
@@ -107,8 +121,13 @@ class AllocationMeter final {
  public:
   /// Counts one type of device, or all of them.
   explicit AllocationMeter(std::optional<c10::DeviceType> only = std::nullopt)
-      : ledger_(std::make_shared<detail::AllocationLedger>(only)),
+      : ledger_(make_ledger(only)),
         guard_(c10::DebugInfoKind::PROFILER_STATE, ledger_) {}
+
+  /// Whether a meter can run here: not inside a torch profiler.
+  static bool is_available() {
+    return !detail::AllocationLedger::other_profiler_runs();
+  }
 
   AllocationMeter(const AllocationMeter&) = delete;
   AllocationMeter& operator=(const AllocationMeter&) = delete;
@@ -129,6 +148,16 @@ class AllocationMeter final {
   }
 
  private:
+  static std::shared_ptr<detail::AllocationLedger> make_ledger(
+      std::optional<c10::DeviceType> only) {
+    TORCH_CHECK(
+        is_available(),
+        "AllocationMeter::AllocationMeter(): expected no torch profiler in "
+        "this "
+        "thread, but got one that runs. Start the meter outside of it.");
+    return std::make_shared<detail::AllocationLedger>(only);
+  }
+
   std::shared_ptr<detail::AllocationLedger> ledger_;
   c10::DebugInfoGuard guard_;
 };

@@ -5,6 +5,7 @@
 #include <memcnn/detail/generator_state.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/in_destructor.h>
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/signature.h>
 #include <memcnn/invertible.h>
@@ -25,6 +26,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -105,9 +107,11 @@ class CheckGuard {
   CheckGuard(const CheckGuard&) = delete;
   CheckGuard& operator=(const CheckGuard&) = delete;
   ~CheckGuard() {
-    for (const auto& [buffer, value] : buffers_) {
-      overwrite(buffer, value);
-    }
+    in_destructor([&] {
+      for (const auto& [buffer, value] : buffers_) {
+        overwrite(buffer, value);
+      }
+    });
   }
 
  private:
@@ -129,14 +133,20 @@ class InvertibilityCheck {
     const CheckGuard as_found(map_.module(), device);
     try {
       compare(draw_inputs(like), device);
+    } catch (const c10::Error& error) {
+      fail(error.what_without_backtrace());
     } catch (const std::exception& error) {
-      report_.invertible = false;
-      report_.reason = error.what();
+      fail(error.what());
     }
     return report_;
   }
 
  private:
+  void fail(const std::string& reason) {
+    report_.invertible = false;
+    report_.reason = reason;
+  }
+
   /// Inputs take dtype and device of the first parameter.
   at::Tensor first_parameter() const {
     for (const at::Tensor& parameter : map_.module().parameters()) {
@@ -163,7 +173,7 @@ class InvertibilityCheck {
   void compare(const Tensors& inputs, at::Device device) {
     seed(device);
     const Tensors outputs = apply(Direction::kForward, inputs);
-    warn_of_shared_storage(inputs, outputs);
+    warn_of_shared_storage(inputs);
     const Tensors rebuilt = apply(Direction::kInverse, outputs);
     const Tensors again = apply(Direction::kForward, rebuilt);
 
@@ -233,7 +243,7 @@ class InvertibilityCheck {
     return close;
   }
 
-  void warn_of_shared_storage(const Tensors& inputs, const Tensors& outputs) {
+  void warn_of_shared_storage(const Tensors& inputs) {
     // Seen without copies, as a caller would call it.
     const at::NoGradGuard no_grad;
     Tensors originals;
@@ -258,7 +268,6 @@ class InvertibilityCheck {
             c10::str("forward() changes input ", i, " in place"));
       }
     }
-    static_cast<void>(outputs);
   }
 
   void seed(at::Device device) const {
@@ -280,8 +289,8 @@ class InvertibilityCheck {
       if (argument.is_floating_point()) {
         leaves.push_back(argument.requires_grad_());
       }
-      // An operation in between: a module may change its argument in place.
-      arguments.push_back(argument.view_as(argument));
+      // No leaf: a module may change its argument in place.
+      arguments.push_back(argument.clone());
     }
     Recording off = Recording::off();
     Tensors outputs = map_.run(Direction::kForward, arguments, off);

@@ -45,10 +45,8 @@ class ForwardOnly final : public Invertible {
     TORCH_CHECK(
         direction == Direction::kForward,
         "checkpoint(): expected forward only, but got inverse.");
-    const at::Device device =
-        inputs.empty() ? at::Device(at::kCPU) : inputs[0].device();
     return recording.run(
-        /*index=*/0, *module_, device, [&] { return call_(inputs); });
+        /*index=*/0, *module_, inputs, [&] { return call_(inputs); });
   }
 
   torch::nn::Module& module() override {
@@ -104,7 +102,7 @@ struct forward_result<torch::nn::AnyModule, Args...> {
 template <class Holder, class... Inputs>
 auto checkpoint(
     const CheckpointOptions& options,
-    Holder& module,
+    const Holder& module,
     const Inputs&... inputs) {
   static_assert(
       detail::is_holder_v<Holder>,
@@ -132,14 +130,15 @@ auto checkpoint(
   };
   const detail::Tensors flat = detail::pack(inputs...);
   const std::shared_ptr<torch::nn::Module> target = detail::module_of(module);
+  Holder handle = module; // of the same module: a holder's forward is not const
   if (!detail::records_graph(flat, *target)) {
-    return call(module, inputs...);
+    return call(handle, inputs...);
   }
   auto map = std::make_shared<detail::ForwardOnly>(
-      target, [holder = module, call](const detail::Tensors& tensors) mutable {
+      target, [handle, call](const detail::Tensors& tensors) mutable {
         return detail::pack(detail::Spread<Result(Inputs...)>::call(
             [&](const auto&... arguments) {
-              return call(holder, arguments...);
+              return call(handle, arguments...);
             },
             tensors));
       });
@@ -156,8 +155,8 @@ auto checkpoint(
 template <
     class Holder,
     class... Inputs,
-    class = std::enable_if_t<!std::is_same_v<Holder, const CheckpointOptions>>>
-auto checkpoint(Holder& module, const Inputs&... inputs) {
+    class = std::enable_if_t<!std::is_same_v<Holder, CheckpointOptions>>>
+auto checkpoint(const Holder& module, const Inputs&... inputs) {
   return checkpoint(CheckpointOptions(), module, inputs...);
 }
 

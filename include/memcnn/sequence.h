@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/autocast_state.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
@@ -12,7 +13,6 @@
 #include <memcnn/detail/streams.h>
 #include <memcnn/invertible.h>
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
@@ -111,7 +111,7 @@ class ReversibleSequenceImpl final
         {detail::as_invertible(module), module, [module](const auto& device) {
            return ReversibleSequenceImpl::cloned_stage<M>(M(module), device);
          }});
-    register_module(std::to_string(stages_.size() - 1), module);
+    register_stage();
   }
 
   /// How many blocks the chain has.
@@ -136,7 +136,9 @@ class ReversibleSequenceImpl final
       std::vector<at::Tensor> inputs,
       detail::Recording& recording) override {
     std::optional<detail::KeptWindow> window;
-    if (recording.is_recording() && options.memory_budget() > 0) {
+    // Inside a block that keeps its graph anyway there is nothing to decide.
+    if (recording.is_recording() && options.memory_budget() > 0 &&
+        !at::GradMode::is_enabled()) {
       window.emplace(options.memory_budget(), first_kept(direction, inputs[0]));
     }
     detail::Streams streams(std::move(inputs[0]));
@@ -151,8 +153,11 @@ class ReversibleSequenceImpl final
                    : map.run(direction, std::move(taken), recording.stage(i)));
       });
     }
+    if (window && window->is_measured()) {
+      plan_.first_kept = stages_.size() - window->size();
+    }
     if (recording.is_recording()) {
-      plan_.first_kept = stages_.size() - (window ? window->size() : 0);
+      kept_blocks_ = window ? window->size() : 0;
     }
     return {streams.take_whole()};
   }
@@ -194,7 +199,7 @@ class ReversibleSequenceImpl final
   /// How many blocks kept their activations in the last forward or inverse
   /// that recorded a graph.
   size_t kept_blocks() const {
-    return stages_.size() - plan_.first_kept;
+    return kept_blocks_;
   }
 
   torch::nn::Module& module() override {
@@ -208,10 +213,11 @@ class ReversibleSequenceImpl final
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<ReversibleSequenceImpl>(options);
-    for (const Stage& stage : stages_) {
-      copy->stages_.push_back(stage.clone(device));
-      copy->register_module(
-          std::to_string(copy->size() - 1), copy->stages_.back().module);
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      const size_t first = first_use(i);
+      copy->stages_.push_back(
+          first < i ? copy->stages_[first] : stages_[i].clone(device));
+      copy->register_stage();
     }
     detail::copy_modes(*this, *copy);
     return copy;
@@ -244,6 +250,24 @@ class ReversibleSequenceImpl final
             }};
   }
 
+  /// The first stage that is the same module as stage i.
+  size_t first_use(size_t i) const {
+    size_t first = 0;
+    while (stages_[first].module != stages_[i].module) {
+      ++first;
+    }
+    return first;
+  }
+
+  /// Registers the last stage as a child. One block used twice is one child:
+  /// registered twice, its parameters would be stepped twice.
+  void register_stage() {
+    const size_t last = stages_.size() - 1;
+    if (first_use(last) == last) {
+      register_module(std::to_string(last), stages_[last].module);
+    }
+  }
+
   /// The k-th stage to run in a direction.
   size_t stage_at(Direction direction, size_t k) const {
     return direction == Direction::kForward ? k : stages_.size() - 1 - k;
@@ -268,7 +292,11 @@ class ReversibleSequenceImpl final
       error.add_context(place());
       throw;
     } catch (const std::exception& error) {
-      TORCH_CHECK(false, place(), ": ", error.what());
+      // Other types cannot be told where: in backward, where the caller is far
+      // away, the place matters more than the type.
+      TORCH_CHECK(
+          method != std::string("backward"), place(), ": ", error.what());
+      throw;
     }
   }
 
@@ -280,21 +308,24 @@ class ReversibleSequenceImpl final
     plan.budget = options.memory_budget();
     plan.sizes = input.sizes().vec();
     plan.dtype = input.scalar_type();
-    plan.autocast = at::autocast::is_autocast_enabled(input.device().type());
+    plan.autocast = detail::is_autocast_on(input.device());
     plan.training = is_training();
+    plan.blocks = stages_.size();
     const bool same = std::tie(
                           plan.direction,
                           plan.budget,
                           plan.sizes,
                           plan.dtype,
                           plan.autocast,
-                          plan.training) ==
+                          plan.training,
+                          plan.blocks) ==
         std::tie(plan_.direction,
                  plan_.budget,
                  plan_.sizes,
                  plan_.dtype,
                  plan_.autocast,
-                 plan_.training);
+                 plan_.training,
+                 plan_.blocks);
     plan.first_kept = same ? plan_.first_kept : 0;
     plan_ = std::move(plan);
     return plan_.first_kept;
@@ -326,11 +357,13 @@ class ReversibleSequenceImpl final
     at::ScalarType dtype = at::kFloat;
     bool autocast = false;
     bool training = false;
+    size_t blocks = 0;
     size_t first_kept = 0; // in the order of the direction
   };
 
   std::vector<Stage> stages_;
   Plan plan_;
+  size_t kept_blocks_ = 0;
 };
 
 /// Runs a chain of invertible modules as one autograd node that keeps its last
@@ -340,11 +373,11 @@ class ReversibleSequenceImpl final
 ///
 /// Shapes:   blocks map one Tensor to one Tensor, each what the next one takes.
 /// Dtypes:   those of the blocks.
-/// Memory:   keeps numel(y) * itemsize bytes until backward, whatever the
-/// depth;
-///           nothing that a caller holds is freed. Between couplings of the
-///           same split_dim the halves travel as two tensors, updated in place
-///           (Note [Streams of a sequence] in docs/design.md).
+/// Memory:   keeps numel(y) * itemsize bytes until backward, whatever the depth,
+///           and the activations of as many last blocks as memory_budget has
+///           room for; nothing that a caller holds is freed. Between couplings
+///           of the same split_dim the halves travel as two tensors, updated in
+///           place (Note [Streams of a sequence] in docs/design.md).
 /// Accuracy: gradients at inputs rebuilt through all later blocks: the error
 ///           grows with depth; in float64 it stays below 1e-10 at depth 20.
 /// Throws:   c10::Error that names the block, counted from 0, if one fails.

@@ -72,14 +72,14 @@ class WrapperCore {
     state->recording = Recording::start(options.preserve_rng_state());
 
     Tensors outputs = run_node(state, inputs, map_->module());
-    kept_because_ = keep ? "keep_input is set" : "";
+    kept_because_ = keep ? "the options say so" : "";
     if (!keep) {
       free_inputs(inputs, outputs, *state);
     }
     return outputs;
   }
 
-  const std::string& kept_because() const {
+  const char* kept_because() const {
     return kept_because_;
   }
 
@@ -95,13 +95,18 @@ class WrapperCore {
           outputs.begin(), outputs.end(), [&](const at::Tensor& output) {
             return output.is_alias_of(input);
           });
-      const std::string reason = shared
+      const char* const reason = shared
           ? "an output shares its storage"
           : FreedStorage::reason_to_keep(input, owners_in_producer(input));
-      if (reason.empty()) {
+      if (reason == nullptr) {
         state.freed[i].emplace(input, message(state, input));
       } else {
         kept_because_ = reason;
+      }
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (state.freed[i]) {
+        state.freed[i]->free(inputs[i]);
       }
     }
   }
@@ -112,11 +117,13 @@ class WrapperCore {
     if (node == nullptr) {
       return 0;
     }
-    using OurNode = torch::autograd::CppNode<InvertibleFunction>;
-    return dynamic_cast<OurNode*>(node.get()) != nullptr ||
-            saves_its_output(*node)
-        ? 1
-        : 0;
+    if (const NodeState* state = state_of(*node)) {
+      return static_cast<size_t>(std::count_if(
+          state->outputs.begin(), state->outputs.end(), [&](const Saved& own) {
+            return own.defined() && own.get().is_alias_of(tensor);
+          }));
+    }
+    return saves_its_output(*node) ? 1 : 0;
   }
 
   std::string message(const NodeState& state, const at::Tensor& input) const {
@@ -135,7 +142,7 @@ class WrapperCore {
   }
 
   std::shared_ptr<Invertible> map_; // keeps the module alive
-  std::string kept_because_;
+  const char* kept_because_ = "";
 };
 
 } // namespace detail
@@ -181,8 +188,8 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 
   /// The module's forward. Its inputs' memory is freed until backward where
   /// that is safe and keep_input is not set.
-  Out forward(Ins... inputs) {
-    return call<Out>(
+  std::decay_t<Out> forward(Ins... inputs) {
+    return call<std::decay_t<Out>>(
         Direction::kForward,
         [&] { return module->forward(inputs...); },
         inputs...);
@@ -190,8 +197,8 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 
   /// The module's inverse. Its inputs' memory is freed until backward where
   /// that is safe and keep_input_inverse is not set.
-  Back inverse(Outs... outputs) {
-    return call<Back>(
+  std::decay_t<Back> inverse(Outs... outputs) {
+    return call<std::decay_t<Back>>(
         Direction::kInverse,
         [&] { return module->inverse(outputs...); },
         outputs...);
@@ -199,7 +206,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 
   /// Why the last call with a graph kept the memory of an input, in words;
   /// empty if all was freed. For debugging; not for use from several threads.
-  const std::string& input_kept_because() const {
+  std::string input_kept_because() const {
     return core_.kept_because();
   }
 
@@ -229,8 +236,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     if (!options.disable()) {
       const detail::Tensors inputs = detail::pack(args...);
       if (core_.records(inputs)) {
-        return detail::unpack<std::decay_t<Result>>(
-            core_.run(direction, inputs, options));
+        return detail::unpack<Result>(core_.run(direction, inputs, options));
       }
     }
     return plain();

@@ -21,7 +21,7 @@ namespace memcnn {
 
 /// What a branch of an affine coupling returns: y = scale * x + shift.
 ///
-/// Shapes: both as the half that they act on, or broadcastable to it.
+/// Shapes:   both as the half that they act on.
 struct ScaleShift {
   at::Tensor scale;
   at::Tensor shift;

@@ -73,7 +73,7 @@ using AdditiveCouplingImpl = detail::CouplingImpl<F, G, detail::AdditiveLaw>;
 ///           wider dtype from F or G.
 /// Source:   Gomez et al. 2017, The Reversible Residual Network, equation 6,
 ///           arXiv:1707.04585; Dinh et al. 2014, NICE, arXiv:1410.8516. Differs
-///           from Python MemCNN: any split_dim, odd sizes, the fused step.
+///           from Python MemCNN: the fused step, an exact mode.
 /// Example:
 ///   memcnn::AdditiveCoupling coupling(Branch(32), Branch(32));
 ///   memcnn::AdditiveCoupling copied(Branch(32)); // G is a deep copy of F

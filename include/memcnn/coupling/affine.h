@@ -11,6 +11,7 @@
 #include <c10/util/Exception.h>
 #include <torch/nn/pimpl.h>
 
+#include <utility>
 #include <vector>
 
 namespace memcnn {
@@ -110,8 +111,7 @@ using AffineCouplingImpl = detail::CouplingImpl<F, G, detail::AffineLaw>;
 ///           scale of zero (on the CPU; elsewhere the result is NaN), or if an
 ///           adapter's split_dim differs from the coupling's.
 /// Source:   Dinh et al. 2017, Density estimation using Real NVP, equation 4,
-///           arXiv:1605.08803. Differs from Python MemCNN: any split_dim, odd
-///           sizes, the fused step.
+///           arXiv:1605.08803. Differs from Python MemCNN: the fused step.
 /// Example:
 ///   memcnn::AffineCoupling affine(memcnn::AffineAdapterSigmoid(Wide(32)),
 ///                                 memcnn::AffineAdapterSigmoid(Wide(32)));

@@ -8,6 +8,12 @@
 
 namespace memcnn::detail {
 
+/// Whether operators on a device cast by themselves.
+inline bool is_autocast_on(at::Device device) {
+  return at::autocast::is_autocast_available(device.type()) &&
+      at::autocast::is_autocast_enabled(device.type());
+}
+
 /// Whether and to which dtype autocast casts, for the CPU and one more device.
 class AutocastState {
  public:

@@ -22,6 +22,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -319,9 +320,13 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       const at::Tensor& argument,
       const at::Tensor& updated,
       Recording& recording) {
-    const uint32_t version = argument._version();
+    // Inference tensors have no version, and no graph that a change could hurt.
+    const auto version = [&] {
+      return argument.is_inference() ? 0 : argument._version();
+    };
+    const auto version_before = version();
     const auto compute = [&](auto& branch) {
-      return recording.run(i, *module_of(branch), argument.device(), [&] {
+      return recording.run(i, *module_of(branch), {argument}, [&] {
         return call<Value>(branch, argument);
       });
     };
@@ -342,7 +347,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       }
     }();
     TORCH_CHECK(
-        argument._version() == version,
+        version() == version_before,
         place(direction),
         "expected ",
         branch_name(i),

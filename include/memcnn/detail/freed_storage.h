@@ -35,12 +35,8 @@ inline bool is_sole_owner(const at::Tensor& tensor) {
 /// Whether this autograd node saves what it returns, and so refers to the
 /// memory of its output by a tensor of its own.
 inline bool saves_its_output(const torch::autograd::Node& node) {
-  static constexpr std::array<std::string_view, 10> kNames = {
+  static constexpr std::array<std::string_view, 6> kNames = {
       "ReluBackward0",
-      "LeakyReluBackward0",
-      "EluBackward0",
-      "CeluBackward0",
-      "SeluBackward0",
       "SigmoidBackward0",
       "TanhBackward0",
       "ExpBackward0",
@@ -54,7 +50,7 @@ inline bool saves_its_output(const torch::autograd::Node& node) {
 /// rebuilt from a sum, a zero would come back as a rounding error of either
 /// sign, and let gradient pass that the plain network stops.
 ///
-/// Memory: one byte a value.
+/// Memory:   one byte a value.
 class ReluZeros {
  public:
   explicit ReluZeros(const at::Tensor& tensor) {
@@ -113,12 +109,12 @@ class FreedOutputCheck final : public torch::autograd::FunctionPreHook {
 /// error that says what to do.
 class FreedStorage {
  public:
-  /// Why the memory of `tensor` may not be freed; empty if it may
+  /// Why the memory of `tensor` may not be freed; null if it may
   /// (Note [Freed inputs], rule 2).
   ///
   /// `producer_owners` is how many tensors the producing node itself keeps on
   /// that memory.
-  static std::string reason_to_keep(
+  static const char* reason_to_keep(
       const at::Tensor& tensor,
       size_t producer_owners) {
     if (tensor.is_leaf()) {
@@ -139,10 +135,11 @@ class FreedStorage {
     if (tensor.storage().use_count() > 1 + producer_owners) {
       return "another tensor shares its storage";
     }
-    return "";
+    return nullptr;
   }
 
-  /// Frees; ask reason_to_keep() first. `message` is what a reader will get.
+  /// Prepares to free; ask reason_to_keep() first. `message` is what a reader
+  /// will get.
   FreedStorage(const at::Tensor& tensor, const std::string& message)
       : tensor_(tensor.getIntrusivePtr()),
         storage_(tensor.storage()),
@@ -166,6 +163,10 @@ class FreedStorage {
       tensor.grad_fn()->add_pre_hook(
           std::make_unique<FreedOutputCheck>(storage_, message));
     }
+  }
+
+  /// Frees. All that can fail was done before.
+  void free(const at::Tensor& tensor) {
     c10::StorageImpl& storage = *storage_.unsafeGetStorageImpl();
     storage.set_data_ptr_noswap(at::DataPtr(nullptr, storage.device()));
     storage.set_nbytes(0);

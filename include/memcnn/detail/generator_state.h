@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/in_destructor.h>
+
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -15,7 +17,7 @@ namespace memcnn::detail {
 /// The states of the default generators that a module on one device can draw
 /// from: the CPU's and, where the module runs elsewhere, that device's.
 ///
-/// Memory: 5,056 bytes for the CPU, 16 bytes for each CUDA device, host memory.
+/// Memory:   5,056 bytes for the CPU, 16 bytes for each CUDA device, host memory.
 class GeneratorState {
  public:
   /// Reads the states as they are now.
@@ -76,7 +78,7 @@ class GeneratorGuard {
   GeneratorGuard(const GeneratorGuard&) = delete;
   GeneratorGuard& operator=(const GeneratorGuard&) = delete;
   ~GeneratorGuard() {
-    found_.restore();
+    in_destructor([&] { found_.restore(); });
   }
 
  private:

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
@@ -88,6 +88,12 @@ class ParameterGradients {
 
   void add(const at::Tensor& parameter, at::Tensor gradient) {
     if (gradient.defined()) {
+      // Where a parameter is added to a half as it is, its gradient is that of
+      // the half, which the backward step goes on to update in place.
+      if (gradient.use_count() > 1 ||
+          (gradient.has_storage() && gradient.storage().use_count() > 1)) {
+        gradient = gradient.clone();
+      }
       at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];
       sum = sum.defined() ? sum + gradient : std::move(gradient);
     }
@@ -161,28 +167,36 @@ inline Tensors local_gradient(
     const Tensors& arguments,
     const Tensors& parameters,
     GraphUse use = GraphUse::kFree) {
-  Tensors roots;
+  torch::autograd::edge_list roots;
   Tensors seeds;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].requires_grad() && grad_outputs[i].defined()) {
       // Under autocast an output may be narrower than what it is added to.
       seeds.push_back(grad_outputs[i].to(outputs[i].scalar_type()));
-      roots.push_back(std::move(outputs[i]));
+      roots.push_back(torch::autograd::impl::gradient_edge(outputs[i]));
     }
   }
-  Tensors sources = arguments;
-  sources.insert(sources.end(), parameters.begin(), parameters.end());
+  torch::autograd::edge_list sources;
+  for (const Tensors* group : {&arguments, &parameters}) {
+    for (const at::Tensor& source : *group) {
+      sources.push_back(torch::autograd::impl::gradient_edge(source));
+    }
+  }
   if (roots.empty() || sources.empty()) {
     return Tensors(sources.size());
   }
+  // The graph needs its edges only: values that nobody else holds go now, before
+  // the peak, which torch::autograd::grad() would keep to the end.
+  outputs.clear();
+  grad_outputs.clear();
   const HooksAside hooks_aside(parameters);
-  return torch::autograd::grad(
+  return torch::autograd::Engine::get_default_engine().execute(
       roots,
-      sources,
       seeds,
-      /*retain_graph=*/use != GraphUse::kFree,
+      /*keep_graph=*/use != GraphUse::kFree,
       /*create_graph=*/use == GraphUse::kDifferentiate,
-      /*allow_unused=*/true);
+      /*accumulate_grad=*/false,
+      sources);
 }
 
 } // namespace memcnn::detail

@@ -69,6 +69,13 @@ inline void copy_modes(
   }
 }
 
+/// NaN counts as equal to itself.
+inline bool same_values(const at::Tensor& a, const at::Tensor& b) {
+  return at::equal(a, b) ||
+      (a.is_floating_point() &&
+       at::allclose(a, b, /*rtol=*/0, /*atol=*/0, /*equal_nan=*/true));
+}
+
 /// Stops where clone() left parts of a copy shared with its original or reset
 /// to new values, as it does without a word for children that are not
 /// Cloneable.
@@ -100,7 +107,7 @@ inline void check_cloned(
           !from[i].defined() ||
               (to[i].defined() && !from[i].is_same(to[i]) &&
                from[i].sizes() == to[i].sizes() &&
-               at::equal(from[i].to(to[i].device()), to[i])),
+               same_values(from[i].to(to[i].device()), to[i])),
           "tensors are shared with the original or hold other values");
     }
   };

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,11 @@ namespace memcnn::detail {
 class KeptWindow {
  public:
   /// Blocks before the given number are known not to fit in the end.
-  KeptWindow(int64_t budget, size_t first) : budget_(budget), skip_(first) {}
+  KeptWindow(int64_t budget, size_t first)
+      : budget_(budget),
+        skip_(first),
+        is_measured_(AllocationMeter::is_available()),
+        unmeasured_(first > 0 ? 0 : budget + 1) {}
 
   /// Runs the next block and keeps what it can; the oldest kept blocks make
   /// room.
@@ -42,11 +47,18 @@ class KeptWindow {
       return block.run(direction, std::move(inputs), recording);
     }
     Recording::KeptRun kept;
+    int64_t argument_bytes = 0;
     for (at::Tensor& input : inputs) {
+      argument_bytes += static_cast<int64_t>(input.nbytes());
       kept.arguments.push_back(input.detach().requires_grad_());
       input.reset();
     }
-    const AllocationMeter added;
+    // Inside a torch profiler nothing can be measured: then the plan of an
+    // earlier run holds, and without one nothing is kept.
+    std::optional<AllocationMeter> added;
+    if (is_measured_) {
+      added.emplace();
+    }
     {
       const at::AutoGradMode with_graph(true);
       kept.outputs = block.run(direction, kept.arguments, recording);
@@ -56,14 +68,24 @@ class KeptWindow {
       outputs.push_back(output.detach());
     }
     recording.kept.emplace(std::move(kept));
-    blocks_.push_back({&recording, added.held_bytes()});
+    blocks_.push_back(
+        {&recording,
+         argument_bytes,
+         added ? added->held_bytes() : unmeasured_});
     bytes_ += blocks_.back().bytes;
-    while (bytes_ > budget_) {
+    // Arguments are results of the block before, where that one is kept.
+    while (!blocks_.empty() &&
+           blocks_.front().argument_bytes + bytes_ > budget_) {
       bytes_ -= blocks_.front().bytes;
       blocks_.front().recording->kept.reset();
       blocks_.pop_front();
     }
     return outputs;
+  }
+
+  /// Whether what is kept was measured, and not taken from a plan.
+  bool is_measured() const {
+    return is_measured_;
   }
 
   /// How many blocks are kept.
@@ -74,11 +96,14 @@ class KeptWindow {
  private:
   struct Block {
     Recording* recording;
-    int64_t bytes;
+    int64_t argument_bytes;
+    int64_t bytes; // what its run added
   };
 
   int64_t budget_;
   size_t skip_;
+  bool is_measured_;
+  int64_t unmeasured_; // bytes of a block that cannot be measured
   int64_t bytes_ = 0;
   std::deque<Block> blocks_;
 };

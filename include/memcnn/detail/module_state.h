@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/in_destructor.h>
+
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/instancenorm.h>
@@ -70,7 +73,7 @@ inline void overwrite(const at::Tensor& buffer, const at::Tensor& value) {
 /// What a module reads besides its arguments: the train or eval mode of each of
 /// its parts, and their buffers.
 ///
-/// Memory: a copy of those buffers only that the run itself changed, running
+/// Memory:   a copy of those buffers only that the run itself changed, running
 ///   statistics of normalisation layers excepted: these need none.
 class ModuleState {
  public:
@@ -96,8 +99,7 @@ class ModuleState {
           "memcnn: expected a module in eval mode to leave its buffers alone, "
           "but got a change of a buffer of sizes ",
           entry.buffer.sizes(),
-          " in forward. Set the module to train mode, or keep the activations "
-          "with disable(true).");
+          " in forward. Set the module to train mode, or use plain autograd.");
       if (!changed) {
         entry.before = at::Tensor();
       }
@@ -147,28 +149,39 @@ class ModuleStateGuard {
         found_buffers_.emplace_back(buffer, buffer.detach().clone());
       }
     }
-    set_modes(recorded.training_);
-    set_statistics_aside();
-    for (const ModuleState::Buffer& entry : recorded.buffers_) {
-      if (entry.before.defined()) {
-        overwrite(entry.buffer, entry.before);
+    try {
+      for (const ModuleState::Buffer& entry : recorded.buffers_) {
+        if (entry.before.defined()) {
+          overwrite(entry.buffer, entry.before);
+        }
       }
+      set_modes(recorded.training_);
+      set_statistics_aside();
+    } catch (...) {
+      restore();
+      throw;
     }
   }
   ModuleStateGuard(const ModuleStateGuard&) = delete;
   ModuleStateGuard& operator=(const ModuleStateGuard&) = delete;
 
   ~ModuleStateGuard() {
-    for (auto& [buffer, value] : found_buffers_) {
-      overwrite(buffer, value);
-    }
+    restore();
+  }
+
+ private:
+  void restore() {
     for (auto& [statistic, value] : statistics_aside_) {
       *statistic = std::move(value);
     }
     set_modes(found_training_);
+    in_destructor([&] {
+      for (auto& [buffer, value] : found_buffers_) {
+        overwrite(buffer, value);
+      }
+    });
   }
 
- private:
   static void check_versions(const ModuleState& recorded) {
     for (const ModuleState::Buffer& entry : recorded.buffers_) {
       TORCH_CHECK(
@@ -177,8 +190,7 @@ class ModuleStateGuard {
           "memcnn: expected the buffers that forward read to be unchanged in "
           "backward, but got a buffer of sizes ",
           entry.buffer.sizes(),
-          " that was modified in between. Run backward first, or keep the "
-          "activations with disable(true).");
+          " that was modified in between. Run backward first.");
     }
   }
 

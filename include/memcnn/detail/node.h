@@ -137,6 +137,12 @@ class InvertibleFunction
     return gradients;
   }
 
+  static const NodeState& state_in(
+      const torch::autograd::AutogradContext& context) {
+    return *static_cast<const NodeState*>(
+        context.saved_data.at("state").toCapsule().get());
+  }
+
  private:
   static bool is_differentiable(const at::Tensor& tensor) {
     return tensor.is_floating_point() || tensor.is_complex();
@@ -198,6 +204,7 @@ class InvertibleFunction
     for (Saved& output : state.outputs) {
       given.outputs.push_back(retain ? output.get() : output.take());
     }
+    state.released = !retain; // even if this pass fails
     given.grad_outputs = std::move(grad_outputs);
     given.input_sizes = state.input_sizes;
     for (size_t i = 0; i < state.inputs.size(); ++i) {
@@ -267,6 +274,7 @@ class InvertibleFunction
     const Recording::ReplayScope scope(state.recording);
     Tensors outputs =
         state.map->run(state.direction, arguments, state.recording);
+    check_reaches_only(outputs, arguments, state.map->module());
     Tensors found = local_gradient(
         std::move(outputs),
         std::move(known.grad_outputs),
@@ -301,6 +309,13 @@ class InvertibleFunction
     state.released = true;
   }
 };
+
+/// What one of our nodes knows; null for other nodes.
+inline const NodeState* state_of(const torch::autograd::Node& node) {
+  using OurNode = torch::autograd::CppNode<InvertibleFunction>;
+  const auto* ours = dynamic_cast<const OurNode*>(&node);
+  return ours != nullptr ? &InvertibleFunction::state_in(ours->ctx_) : nullptr;
+}
 
 /// Whether the caller records a graph that a call of this module with these
 /// inputs would be part of (Note [Recomputation], rule 6).

@@ -7,7 +7,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
-#include <c10/util/Type.h>
 #include <torch/nn/module.h>
 
 #include <memory>
@@ -33,9 +32,7 @@ class PlainModule final : public Invertible {
       Direction direction,
       std::vector<at::Tensor> inputs,
       Recording& recording) override {
-    const at::Device device =
-        inputs.empty() ? at::Device(at::kCPU) : inputs[0].device();
-    return recording.run(/*index=*/0, *module_, device, [&] {
+    return recording.run(/*index=*/0, *module_, inputs, [&] {
       return direction == Direction::kForward
           ? call<Forward>(
                 [&](const auto&... args) { return module_->forward(args...); },

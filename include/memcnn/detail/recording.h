@@ -68,13 +68,17 @@ class Recording {
     return *stages_[index];
   }
 
-  /// Runs one branch: `call` computes it, `branch` is the module behind it.
+  /// Runs one branch: `call` computes it from `inputs`, `branch` is the module
+  /// behind it.
   template <class Fn>
-  auto
-  run(size_t index, torch::nn::Module& branch, at::Device device, Fn&& call) {
+  auto run(
+      size_t index,
+      torch::nn::Module& branch,
+      at::TensorList inputs,
+      Fn&& call) {
     switch (mode_) {
       case Mode::kRecord:
-        return record(index, branch, device, call);
+        return record(index, branch, device_of(inputs), call);
       case Mode::kReplay:
         return replay(index, branch, call);
       default:
@@ -87,22 +91,23 @@ class Recording {
   class ReplayScope {
    public:
     explicit ReplayScope(Recording& recording) : recording_(recording) {
-      recording_.scope_ = this;
-      for (const auto& stage : recording_.stages_) {
-        stages_.push_back(std::make_unique<ReplayScope>(*stage));
-      }
+      recording_.set_scope(this);
     }
     ReplayScope(const ReplayScope&) = delete;
     ReplayScope& operator=(const ReplayScope&) = delete;
     ~ReplayScope() {
-      recording_.scope_ = nullptr;
+      recording_.set_scope(nullptr);
+      // A module that ran twice found its first recorded state the second time:
+      // last in, first out.
+      while (!states_.empty()) {
+        states_.pop_back();
+      }
     }
 
    private:
     friend class Recording;
     Recording& recording_;
-    std::array<std::optional<ModuleStateGuard>, kMaxBranches> states_;
-    std::vector<std::unique_ptr<ReplayScope>> stages_;
+    std::vector<std::unique_ptr<ModuleStateGuard>> states_;
   };
 
  private:
@@ -117,6 +122,24 @@ class Recording {
 
   Recording(Mode mode, bool preserve_rng_state)
       : mode_(mode), preserve_rng_state_(preserve_rng_state) {}
+
+  /// Where a branch computes: on the device of an input that is not on the CPU,
+  /// if there is one.
+  static at::Device device_of(at::TensorList inputs) {
+    for (const at::Tensor& input : inputs) {
+      if (!input.is_cpu()) {
+        return input.device();
+      }
+    }
+    return at::kCPU;
+  }
+
+  void set_scope(ReplayScope* scope) {
+    scope_ = scope;
+    for (const auto& stage : stages_) {
+      stage->set_scope(scope);
+    }
+  }
 
   template <class Fn>
   auto
@@ -145,9 +168,10 @@ class Recording {
         " to have run in forward, but got no record of it. An Invertible runs "
         "each of its branches once, through Recording::run().");
     const Conditions& seen = *conditions_[index];
-    std::optional<ModuleStateGuard> until_return;
-    (scope_ != nullptr ? scope_->states_[index] : until_return)
-        .emplace(branch, seen.module);
+    auto state = std::make_unique<ModuleStateGuard>(branch, seen.module);
+    if (scope_ != nullptr) {
+      scope_->states_.push_back(std::move(state));
+    }
     const AutocastGuard autocast(seen.device);
     const AutocastCacheOff cache_off;
     seen.autocast.restore();

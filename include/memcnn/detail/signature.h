@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <cstddef>
 #include <tuple>
@@ -23,9 +22,14 @@ struct signature_of<R (C::*)(Args...)> {
   using type = R(Args...);
 };
 template <class R, class C, class... Args>
-struct signature_of<R (C::*)(Args...) const> {
-  using type = R(Args...);
+struct signature_of<R (C::*)(Args...) const> : signature_of<R (C::*)(Args...)> {
 };
+template <class R, class C, class... Args>
+struct signature_of<R (C::*)(Args...) noexcept>
+    : signature_of<R (C::*)(Args...)> {};
+template <class R, class C, class... Args>
+struct signature_of<R (C::*)(Args...) const noexcept>
+    : signature_of<R (C::*)(Args...)> {};
 
 /// The signature of M::forward and M::inverse, or void where M has no such
 /// single, non-template member.
@@ -114,7 +118,7 @@ T tuple_from(const std::vector<at::Tensor>& flat, std::index_sequence<I...>) {
 }
 
 /// The pack of type T that these tensors make; the caller has checked their
-/// number with fits().
+/// number.
 template <class T>
 T unpack(const std::vector<at::Tensor>& flat) {
   if constexpr (std::is_same_v<T, at::Tensor>) {
