@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+//
+// What a library user can get wrong, and the wording of what they are told. The
+// errors of the training program have tests of their own (tests/examples).
+
+#include "support/modules.h"
+#include "support/probes.h"
+#include "support/twins.h"
+
+#include <gtest/gtest.h>
+#include <memcnn/memcnn.h>
+#include <torch/torch.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace memcnn_test {
+namespace {
+
+template <class Function>
+torch::nn::Functional as_branch(Function function) {
+  return torch::nn::Functional(std::move(function));
+}
+
+torch::nn::Functional identity() {
+  return as_branch([](const torch::Tensor& x) { return x * 1; });
+}
+
+TEST(BadInput, OddChannelsWithoutAFittingF) {
+  memcnn::AdditiveCoupling coupling(identity(), identity());
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 3, 5, 5}));
+      }),
+      {"AdditiveCoupling::forward(): expected F to return the sizes "
+       "[2, 2, 5, 5] of the half that it updates, but got sizes [2, 1, 5, 5]",
+       "Give an even size in that dim, or a branch that maps one half to the "
+       "sizes of the other."}));
+  EXPECT_THROW(coupling(torch::ones({2, 3, 5, 5})), c10::ValueError);
+}
+
+TEST(BadInput, OddChannelsForAConvolution) {
+  // F itself refuses them: its message is kept, and the place is added.
+  memcnn::AdditiveCoupling coupling(ConvBranch(2), ConvBranch(2));
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 3, 5, 5}));
+      }),
+      {"channels",
+       "in F of AdditiveCoupling::forward(): argument sizes [2, 1, 5, 5]"}));
+}
+
+TEST(BadInput, BranchThatChangesTheShape) {
+  memcnn::AdditiveCoupling coupling(
+      identity(),
+      as_branch([](const torch::Tensor& x) { return x.flatten(1); }));
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 4, 3}));
+      }),
+      {"AdditiveCoupling::forward(): expected G to return the sizes [2, 2, 3]",
+       "but got sizes [2, 6]"}));
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling->inverse(torch::ones({2, 4, 3}));
+      }),
+      {"AdditiveCoupling::inverse(): expected G to return the sizes"}));
+}
+
+TEST(BadInput, BranchThatWidensTheDtype) {
+  memcnn::AdditiveCoupling coupling(
+      as_branch([](const torch::Tensor& x) { return x.to(torch::kDouble); }),
+      identity());
+  EXPECT_THROW(coupling(torch::ones({2, 4})), c10::TypeError);
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 4}));
+      }),
+      {"expected F to return no wider dtype than its input's Float, but got "
+       "Double"}));
+}
+
+TEST(BadInput, AdapterOfAnotherSplitDim) {
+  const auto make = [](int64_t adapter_dim, int64_t coupling_dim) {
+    const memcnn::CouplingOptions adapter =
+        memcnn::CouplingOptions().split_dim(adapter_dim);
+    memcnn::AffineCoupling coupling(
+        memcnn::AffineAdapterSigmoid(identity(), adapter),
+        memcnn::AffineAdapterSigmoid(identity(), adapter),
+        memcnn::CouplingOptions().split_dim(coupling_dim));
+  };
+  EXPECT_NO_THROW(make(2, 2));
+  EXPECT_THROW(make(1, 2), c10::ValueError);
+  EXPECT_TRUE(contains(
+      message_of([&] { make(1, 2); }),
+      {"AffineCoupling::AffineCoupling(): expected the adapter F to have the "
+       "coupling's split_dim, but got 1 (coupling 2)",
+       "Give both the same CouplingOptions."}));
+}
+
+TEST(BadInput, AdapterWhoseFReturnsAnOddSize) {
+  memcnn::AffineCoupling coupling{
+      memcnn::AffineAdapterSigmoid{as_branch([](const torch::Tensor& x) {
+        return torch::cat({x, x, x}, 1);
+      })},
+      memcnn::AffineAdapterSigmoid{identity()}};
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 2, 3}));
+      }),
+      {"AffineAdapterSigmoid::forward(): expected f to return an even size in "
+       "dim 1",
+       "but got sizes [2, 3, 3]"}));
+}
+
+TEST(BadInput, AdapterWhoseFReturnsTooFewChannels) {
+  memcnn::AffineCoupling coupling{
+      memcnn::AffineAdapterSigmoid{identity()},
+      memcnn::AffineAdapterSigmoid{identity()}};
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 4, 3}));
+      }),
+      {"AffineCoupling::forward(): expected F to return the sizes [2, 2, 3] of "
+       "the half that it updates, but got sizes [2, 1, 3]"}));
+}
+
+TEST(BadInput, IntegerTensor) {
+  memcnn::AdditiveCoupling coupling(identity(), identity());
+  memcnn::InvertibleModuleWrapper block(coupling);
+  memcnn::ReversibleSequence sequence(coupling, coupling);
+  const torch::Tensor x = torch::ones({2, 4}, torch::kLong);
+  for (const auto& call : std::vector<std::function<void()>>{
+           [&] { coupling(x); },
+           [&] { block(x); },
+           [&] {
+             sequence(x);
+           }}) {
+    EXPECT_THROW(call(), c10::TypeError);
+    EXPECT_TRUE(contains(
+        message_of(call),
+        {"AdditiveCoupling",
+         ": expected a tensor of floating point values, but got sizes [2, 4], "
+         "Long, cpu",
+         "Convert it with to(torch::kFloat)."}));
+  }
+}
+
+TEST(BadInput, UndefinedTensor) {
+  memcnn::AdditiveCoupling coupling(ConvBranch(2), ConvBranch(2));
+  memcnn::InvertibleModuleWrapper block(coupling);
+  memcnn::ReversibleSequence sequence(coupling, coupling);
+  EXPECT_TRUE(contains(
+      message_of([&] { coupling(torch::Tensor()); }),
+      {"AdditiveCoupling::forward(): expected a tensor, but got an undefined "
+       "one"}));
+  EXPECT_TRUE(contains(
+      message_of([&] { block(torch::Tensor()); }),
+      {"InvertibleModuleWrapper::forward(): expected tensors, but got an "
+       "undefined one"}));
+  EXPECT_TRUE(contains(
+      message_of([&] { sequence(torch::Tensor()); }),
+      {"ReversibleSequence::forward(): expected tensors, but got an undefined "
+       "one"}));
+}
+
+TEST(BadInput, SplitDimThatTheInputLacks) {
+  memcnn::AdditiveCoupling coupling(
+      identity(), identity(), memcnn::CouplingOptions().split_dim(2));
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        coupling(torch::ones({2, 4}));
+      }),
+      {"expected an input with a dim 2 to split, but got sizes [2, 4]",
+       "CouplingOptions().split_dim()"}));
+  memcnn::AdditiveCoupling channels(identity(), identity());
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        channels(torch::ones({2, 1}));
+      }),
+      {"expected at least 2 entries in dim 1 to split into two halves, but got "
+       "1"}));
+}
+
+TEST(BadInput, EmptyBatchWorks) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  memcnn::InvertibleModuleWrapper block(coupling);
+  memcnn::ReversibleSequence sequence(coupling, coupling);
+  const torch::Tensor x = torch::ones({0, 4, 3, 3}).requires_grad_();
+  for (const torch::Tensor& y :
+       {coupling(x * 1), block(x * 1), sequence(x * 1)}) {
+    EXPECT_EQ(y.sizes(), x.sizes());
+    y.sum().backward();
+    EXPECT_EQ(x.grad().sizes(), x.sizes());
+  }
+}
+
+/// An affine branch that multiplies by a fixed number.
+struct ConstantScaleImpl final : torch::nn::Cloneable<ConstantScaleImpl> {
+  explicit ConstantScaleImpl(double scale_) : scale(scale_) {}
+  void reset() override {}
+  memcnn::ScaleShift forward(torch::Tensor x) {
+    return {torch::full_like(x, scale), x};
+  }
+  double scale;
+};
+TORCH_MODULE(ConstantScale);
+
+TEST(BadInput, ZeroScaleInAnAffineInverse) {
+  memcnn::AffineCoupling coupling{ConstantScale(0.), ConstantScale(1.)};
+  const torch::Tensor y = coupling(torch::ones({2, 4}));
+  EXPECT_THROW(coupling->inverse(y), c10::ValueError);
+  EXPECT_TRUE(contains(
+      message_of([&] { coupling->inverse(y); }),
+      {"AffineCoupling::inverse(): expected a scale without zeros, but got one "
+       "with 4",
+       "as AffineAdapterSigmoid does"}));
+  // Likewise where backward needs the inverse.
+  memcnn::InvertibleModuleWrapper block(coupling);
+  const torch::Tensor z = block(torch::ones({2, 4}).requires_grad_() * 1);
+  EXPECT_TRUE(contains(
+      message_of([&] { z.sum().backward(); }),
+      {"expected a scale without zeros"}));
+}
+
+TEST(BadInput, ModuleWithoutInverseIsNotInvertible) {
+  const auto report =
+      memcnn::check_invertible_module(torch::nn::Linear(4, 4), {2, 4});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_TRUE(contains(report.reason, {"has no member inverse"}));
+}
+
+/// Its inverse returns other sizes than forward took.
+struct WrongInverseImpl final : torch::nn::Cloneable<WrongInverseImpl> {
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor x) {
+    return x * 2;
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return y.flatten();
+  }
+};
+TORCH_MODULE(WrongInverse);
+
+TEST(BadInput, InverseThatReturnsOtherSizes) {
+  memcnn::InvertibleModuleWrapper block{WrongInverse()};
+  const torch::Tensor x = torch::ones({2, 4}).requires_grad_();
+  const torch::Tensor y = block(x * 1);
+  EXPECT_TRUE(contains(
+      message_of([&] { y.sum().backward(); }),
+      {"expected inverse() to rebuild an input of sizes [2, 4]",
+       "is_invertible_module() checks that"}));
+}
+
+TEST(BadInput, ReadOfAFreedInput) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  memcnn::InvertibleModuleWrapper block(coupling);
+  const torch::Tensor x = torch::ones({2, 4, 3, 3}).requires_grad_() * 1;
+  const torch::Tensor y = block(x);
+  EXPECT_EQ(
+      message_of([&] { x.sum(); }),
+      "memcnn: InvertibleModuleWrapper::forward(): expected its input not to "
+      "be read between the call and its backward pass, but got a read of the "
+      "freed tensor (sizes [2, 4, 3, 3], Float, cpu, block AdditiveCoupling). "
+      "Set InvertibleModuleWrapperOptions().keep_input(true) on that block, or "
+      "read the tensor before it.");
+}
+
+TEST(BadInput, BlockOfASequenceIsNamed) {
+  memcnn::ReversibleSequence sequence(
+      memcnn::AdditiveCoupling(identity(), identity()),
+      memcnn::AdditiveCoupling(
+          torch::nn::AnyModule(Throwing(2, 2)),
+          torch::nn::AnyModule(Throwing(2, 0))));
+  const torch::Tensor y = sequence(torch::ones({3, 4}).requires_grad_() * 1);
+  EXPECT_TRUE(contains(
+      message_of([&] { y.sum().backward(); }),
+      {"ReversibleSequence::backward(): block 1 (AdditiveCoupling): ",
+       "the branch gave up"}));
+}
+
+} // namespace
+} // namespace memcnn_test

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+
+#include "../support/modules.h"
+#include "../support/tolerances.h"
+#include "../support/twins.h"
+
+#include <gtest/gtest.h>
+#include <memcnn/coupling/adapters.h>
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace memcnn_test {
+namespace {
+
+using torch::indexing::None;
+using torch::indexing::Slice;
+
+class AffineAdapterSigmoid : public testing::Test {
+ protected:
+  void SetUp() override {
+    torch::manual_seed(1);
+  }
+};
+
+class AffineAdapterNaive : public AffineAdapterSigmoid {};
+
+TEST_F(AffineAdapterSigmoid, ScaleComesFromOddChannelsShiftFromEvenOnes) {
+  WideBranch f(2);
+  memcnn::AffineAdapterSigmoid adapter(f);
+  const torch::Tensor x = torch::randn({3, 2, 4, 4});
+  const torch::Tensor h = f(x);
+  const memcnn::ScaleShift found = adapter(x);
+  const auto channels = [&](int64_t start) {
+    return h.index({Slice(), Slice(start, None, 2)});
+  };
+  EXPECT_TRUE(found.scale.equal(torch::sigmoid(channels(1) + 2)));
+  EXPECT_TRUE(found.shift.equal(channels(0)));
+}
+
+TEST_F(AffineAdapterSigmoid, ValuesByHand) {
+  torch::nn::AnyModule identity{torch::nn::Identity()};
+  memcnn::AffineAdapterSigmoid adapter(identity);
+  const auto found = adapter(torch::tensor({{5., -2., 6., 0.}}));
+  EXPECT_TRUE(found.shift.equal(torch::tensor({{5., 6.}})));
+  // sigmoid(0) and sigmoid(2) = 1 / (1 + e^-2)
+  EXPECT_LT(
+      relative_error(found.scale, torch::tensor({{0.5, 0.8807970779778823}})),
+      kRoundTripFloat32);
+}
+
+TEST_F(AffineAdapterSigmoid, TakesTheSplitDimApart) {
+  for (const int64_t dim : {2, -1}) {
+    memcnn::AffineAdapterSigmoid adapter(
+        LinearBranch(3, 8), memcnn::CouplingOptions().split_dim(dim));
+    const torch::Tensor x = torch::randn({2, 6, 3});
+    const torch::Tensor h = adapter->f->forward(x);
+    const auto found = adapter(x);
+    EXPECT_EQ(found.scale.sizes(), (std::vector<int64_t>{2, 6, 4}));
+    EXPECT_TRUE(found.shift.equal(h.index({"...", Slice(0, None, 2)})));
+    EXPECT_TRUE(found.scale.equal(
+        torch::sigmoid(h.index({"...", Slice(1, None, 2)}) + 2)));
+  }
+}
+
+TEST_F(AffineAdapterSigmoid, RejectsAnOddNumberOfChannels) {
+  memcnn::AffineAdapterSigmoid adapter(SmoothBranch(2, 3));
+  const auto call = [&] {
+    adapter(torch::ones({2, 2, 4, 4}));
+  };
+  EXPECT_THROW(call(), c10::ValueError);
+  EXPECT_TRUE(contains(
+      message_of(call),
+      {"AffineAdapterSigmoid::forward(): expected f to return an even size in "
+       "dim 1",
+       "but got sizes [2, 3, 4, 4], Float, cpu",
+       "input sizes [2, 2, 4, 4]",
+       "twice as many channels"}));
+}
+
+TEST_F(AffineAdapterSigmoid, RejectsAnotherNumberOfDimensions) {
+  torch::nn::Sequential flattens{torch::nn::Flatten()};
+  memcnn::AffineAdapterSigmoid adapter(flattens);
+  EXPECT_THROW(adapter(torch::ones({2, 2, 4})), c10::ValueError);
+}
+
+TEST_F(AffineAdapterSigmoid, PrintsItsOptions) {
+  std::ostringstream stream;
+  stream << memcnn::AffineAdapterSigmoid(
+      WideBranch(2), memcnn::CouplingOptions().split_dim(2));
+  EXPECT_TRUE(contains(
+      stream.str(), {"memcnn::AffineAdapterSigmoid(split_dim=2)", "(f): "}));
+}
+
+TEST_F(AffineAdapterSigmoid, CloneIsDeep) {
+  memcnn::AffineAdapterSigmoid adapter(
+      WideBranch(2), memcnn::CouplingOptions().split_dim(2));
+  adapter->f->eval();
+  const auto copy =
+      std::dynamic_pointer_cast<decltype(adapter)::Impl>(adapter->clone());
+  ASSERT_NE(copy, nullptr);
+  EXPECT_EQ(copy->options.split_dim(), 2);
+  EXPECT_TRUE(copy->is_training());
+  EXPECT_FALSE(copy->f->is_training());
+  EXPECT_NE(copy->f.ptr(), adapter->f.ptr());
+  EXPECT_TRUE(all_equal(copy->parameters(), adapter->parameters()));
+  EXPECT_FALSE(copy->parameters()[0].is_same(adapter->parameters()[0]));
+}
+
+TEST_F(AffineAdapterNaive, ShiftIsFAndScaleItsExponential) {
+  SmoothBranch f(2);
+  memcnn::AffineAdapterNaive adapter(f);
+  const torch::Tensor x = torch::randn({3, 2, 4, 4});
+  const memcnn::ScaleShift found = adapter(x);
+  EXPECT_TRUE(found.shift.equal(f(x)));
+  EXPECT_TRUE(found.scale.equal(torch::exp(f(x))));
+}
+
+TEST_F(AffineAdapterNaive, PrintsItsOptions) {
+  std::ostringstream stream;
+  stream << memcnn::AffineAdapterNaive(SmoothBranch(2));
+  EXPECT_TRUE(contains(
+      stream.str(), {"memcnn::AffineAdapterNaive(split_dim=1)", "(f): "}));
+}
+
+TEST_F(AffineAdapterNaive, KeysAreThoseOfMemCNN) {
+  memcnn::AffineAdapterNaive adapter(SmoothBranch(2));
+  EXPECT_EQ(
+      adapter->named_parameters().keys(),
+      (std::vector<std::string>{"f.conv.weight", "f.conv.bias"}));
+}
+
+} // namespace
+} // namespace memcnn_test

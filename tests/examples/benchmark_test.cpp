@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+
+// memcnn_benchmark as its users meet it: arguments in, text and exit code out.
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+struct Result {
+  int exit_code = 0;
+  std::string out;
+  std::string err;
+
+  /// stdout, line by line: every line has to be an object.
+  std::vector<json> rows() const {
+    std::vector<json> found;
+    std::istringstream lines(out);
+    for (std::string line; std::getline(lines, line);) {
+      found.push_back(json::parse(line, nullptr, /*allow_exceptions=*/false));
+      EXPECT_TRUE(found.back().is_object()) << line;
+    }
+    return found;
+  }
+
+  std::map<std::string, json> by_engine() const {
+    std::map<std::string, json> found;
+    for (const json& row : rows()) {
+      found[row.at("engine")] = row;
+    }
+    return found;
+  }
+};
+
+std::string read(const fs::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+class BenchmarkProgram : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    directory_ = fs::temp_directory_path() /
+        ("memcnn_" + std::string(test->name()) + "_" +
+         std::to_string(::getpid()));
+    fs::create_directories(directory_);
+  }
+
+  void TearDown() override {
+    fs::remove_all(directory_);
+  }
+
+  Result run(const std::string& arguments) {
+    const auto out = directory_ / "out";
+    const auto err = directory_ / "err";
+    const std::string line = "'" MEMCNN_BENCHMARK "' " + arguments + " > '" +
+        out.string() + "' 2> '" + err.string() + "'";
+    const int status = std::system(line.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(out), read(err)};
+  }
+
+  /// A run of a second or two.
+  Result small(const std::string& arguments) {
+    return run(
+        "--depth 3 --channels 4 --batch 2 --size 8 --steps 2 --warmup 0 "
+        "--threads 1 " +
+        arguments);
+  }
+
+  /// Exactly one message, and nothing else done.
+  void expect_error(const Result& result, const std::string& message) {
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_EQ(result.out, "");
+    EXPECT_EQ(result.err, "memcnn_benchmark: " + message + "\n");
+  }
+
+  fs::path directory_;
+};
+
+TEST_F(BenchmarkProgram, ExplainsItself) {
+  const auto help = run("--help");
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_NE(help.out.find("memcnn_benchmark [OPTIONS]"), std::string::npos);
+  EXPECT_NE(help.out.find("--depth INT"), std::string::npos);
+  EXPECT_EQ(run("--version").out.find("memcnn_benchmark "), 0U);
+}
+
+TEST_F(BenchmarkProgram, RejectsUnknownEngine) {
+  expect_error(
+      run("--engines plain,faster"),
+      "expected --engines to be out of plain, checkpoint, wrapper, sequence, "
+      "sequence-budget, but got \"faster\". See memcnn_benchmark --help.");
+}
+
+TEST_F(BenchmarkProgram, RejectsUnknownFlag) {
+  const auto result = run("--layers 3");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_EQ(
+      result.err.find(
+          "memcnn_benchmark: expected arguments out of --help, --version, "
+          "--engines, --depth, "),
+      0U)
+      << result.err;
+  EXPECT_NE(result.err.find(", but got \"--layers\".\n"), std::string::npos);
+  EXPECT_EQ(result.out, "");
+}
+
+TEST_F(BenchmarkProgram, RejectsValueOutOfRange) {
+  expect_error(
+      run("--depth 0"),
+      "expected --depth to be a whole number from 1 to 1000000000, but got "
+      "\"0\". See memcnn_benchmark --help.");
+  expect_error(
+      run("--threads 5000"),
+      "expected --threads to be a whole number from 1 to 1024, but got "
+      "\"5000\". See memcnn_benchmark --help.");
+  expect_error(
+      run("--dtype int8"),
+      "expected --dtype to be out of float32, float64, bfloat16, float16, but "
+      "got \"int8\". See memcnn_benchmark --help.");
+  for (const std::string budget : {"-1", "much", "50%%", "5 MiB", "nan"}) {
+    expect_error(
+        run("--budget '" + budget + "'"),
+        "expected --budget to be a number of MiB, a percentage such as 50%, or "
+        "all, but got \"" +
+            budget + "\". See memcnn_benchmark --help.");
+  }
+}
+
+TEST_F(BenchmarkProgram, RejectsMissingGpu) {
+  const auto result = small("--device cuda --engines plain --json");
+  if (result.exit_code == 0) {
+    GTEST_SKIP() << "there is a GPU";
+  }
+  expect_error(
+      result,
+      "expected a GPU that LibTorch can use for --device cuda, but found none. "
+      "Give --device cpu.");
+}
+
+TEST_F(BenchmarkProgram, PrintsTable) {
+  const auto result = small("");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  for (const char* text :
+       {"3 additive couplings of 2 x 4 channels, batch 2, 8 x 8, float32, cpu, "
+        "1 thread\n",
+        "\nplain ",
+        "\ncheckpoint ",
+        "\nwrapper ",
+        "\nsequence ",
+        "\nsequence-budget ",
+        "to plain",
+        "fused limit",
+        "held MiB",
+        " of 3 blocks kept\n"}) {
+    EXPECT_NE(result.out.find(text), std::string::npos) << text;
+  }
+}
+
+TEST_F(BenchmarkProgram, PrintsAllFieldsAsJson) {
+  const auto result = small("--json");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  const auto rows = result.rows();
+  ASSERT_EQ(rows.size(), 5U);
+  for (const json& row : rows) {
+    for (const char* text :
+         {"engine", "version", "torch", "device", "dtype", "coupling"}) {
+      EXPECT_TRUE(row.at(text).is_string()) << text;
+    }
+    for (const char* count :
+         {"depth",
+          "channels",
+          "batch",
+          "size",
+          "threads",
+          "parameters",
+          "bn_updates",
+          "saved_bytes",
+          "peak_bytes",
+          "left_bytes"}) {
+      EXPECT_TRUE(row.at(count).is_number_integer()) << count;
+    }
+    for (const char* number :
+         {"grad_norm_first",
+          "grad_rel_error",
+          "step_s",
+          "forward_s",
+          "backward_s",
+          "step_min_s",
+          "enqueue_s",
+          "ratio_to_plain",
+          "fused_limit"}) {
+      EXPECT_TRUE(row.at(number).is_number()) << number;
+    }
+    EXPECT_TRUE(row.at("grad_agrees").get<bool>()) << row;
+    EXPECT_EQ(row.at("bn_updates"), 1) << row;
+    EXPECT_LE(row.at("step_min_s"), row.at("step_s"));
+    EXPECT_GT(row.at("fused_limit"), 1.0);
+    EXPECT_LT(row.at("fused_limit"), 2.0);
+    EXPECT_GE(row.at("peak_bytes"), row.at("saved_bytes"));
+    // The gradients of the parameters, and nothing more.
+    EXPECT_EQ(row.at("left_bytes"), 4 * row.at("parameters").get<int64_t>());
+    EXPECT_FALSE(row.contains("error"));
+  }
+  EXPECT_EQ(rows[0].at("engine"), "plain");
+  EXPECT_EQ(rows[0].at("ratio_to_plain"), 1.0);
+}
+
+TEST_F(BenchmarkProgram, CountsMemoryAsOnPaper) {
+  constexpr int64_t kDepth = 3;
+  constexpr int64_t kChannels = 4;
+  constexpr int64_t kHalf = 2 * kChannels * 8 * 8 * 4; // bytes
+  constexpr int64_t kLoss = 4;
+  const auto rows = small("--json").by_engine();
+  // Eight halves a coupling, and the statistics of its four normalisations.
+  EXPECT_EQ(
+      rows.at("plain").at("saved_bytes"),
+      2 * kHalf + (8 * kHalf + 32 * kChannels) * kDepth + kLoss);
+  for (const char* engine : {"wrapper", "sequence"}) {
+    EXPECT_EQ(rows.at(engine).at("saved_bytes"), 2 * kHalf + kLoss) << engine;
+  }
+  EXPECT_EQ(
+      rows.at("checkpoint").at("saved_bytes"),
+      2 * kHalf * (kDepth + 1) + kLoss);
+}
+
+TEST_F(BenchmarkProgram, ComparesWithPlainUnlisted) {
+  const auto rows =
+      small(
+          "--engines sequence,wrapper --coupling affine --dtype float64 "
+          "--json")
+          .rows();
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].at("engine"), "sequence");
+  EXPECT_EQ(rows[1].at("engine"), "wrapper");
+  for (const json& row : rows) {
+    EXPECT_LT(row.at("grad_rel_error"), 1e-12);
+    EXPECT_GT(row.at("ratio_to_plain"), 0.0);
+  }
+}
+
+TEST_F(BenchmarkProgram, KeepsBlocksByBudget) {
+  const std::string arguments = "--engines plain,sequence-budget --json";
+  const auto kept = [&](const std::string& budget) {
+    return small(arguments + " --budget " + budget)
+        .by_engine()
+        .at("sequence-budget")
+        .at("kept_blocks")
+        .get<int>();
+  };
+  EXPECT_EQ(kept("0"), 0);
+  EXPECT_EQ(kept("50%"), 1);
+  EXPECT_EQ(kept("all"), 3);
+}
+
+TEST_F(BenchmarkProgram, FindsExactModeExact) {
+  const auto rows = run("--coupling exact --depth 20 --channels 4 --batch 2 "
+                        "--size 8 --steps 1 --warmup 0 --threads 1 --json")
+                        .rows();
+  ASSERT_EQ(rows.size(), 5U);
+  for (const json& row : rows) {
+    EXPECT_EQ(row.at("grad_rel_error"), 0.0) << row;
+  }
+}
+
+TEST_F(BenchmarkProgram, ShowsErrorsOfEnginesInTheirRows) {
+  const std::string arguments =
+      "--dtype bfloat16 --coupling exact --engines plain,sequence";
+  const auto result = small(arguments + " --json");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_EQ(result.err, "");
+  const auto rows = result.rows();
+  ASSERT_EQ(rows.size(), 2U);
+  for (const json& row : rows) {
+    EXPECT_EQ(row.at("depth"), 3);
+    EXPECT_EQ(
+        row.at("error").get<std::string>().find(
+            "AdditiveCoupling::forward(): expected fractional_bits below 8"),
+        0U)
+        << row;
+  }
+  const auto table = small(arguments);
+  EXPECT_EQ(table.exit_code, 1);
+  EXPECT_NE(table.out.find("\nsequence  error: "), std::string::npos)
+      << table.out;
+}
+
+} // namespace

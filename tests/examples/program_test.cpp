@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT
+
+// memcnn_train as its users meet it: arguments in, text and exit code out.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <sys/wait.h>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Result {
+  int exit_code = 0;
+  std::string out;
+  std::string err;
+};
+
+std::string read(const fs::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+/// Lines of a run that must not change with the time it takes.
+std::vector<std::string> rows(const std::string& out) {
+  std::vector<std::string> found;
+  std::istringstream lines(out);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("iteration:", 0) == 0) {
+      found.push_back(line.substr(0, line.find(" ms_per_step")));
+    }
+  }
+  return found;
+}
+
+class TrainProgram : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    directory_ = fs::temp_directory_path() /
+        ("memcnn_" + std::string(test->name()) + "_" +
+         std::to_string(::getpid()));
+    fs::create_directories(directory_);
+  }
+
+  void TearDown() override {
+    fs::remove_all(directory_);
+  }
+
+  /// Runs a shell command in which $TRAIN is the program.
+  Result shell(const std::string& command) {
+    const auto out = directory_ / "out";
+    const auto err = directory_ / "err";
+    const std::string line = "cd '" + directory_.string() +
+        "' && TRAIN='" MEMCNN_TRAIN "' && { " + command + "; } > '" +
+        out.string() + "' 2> '" + err.string() + "'";
+    const int status = std::system(line.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(out), read(err)};
+  }
+
+  Result train(const std::string& arguments) {
+    return shell("$TRAIN " + arguments);
+  }
+
+  /// A run of a second or two.
+  Result short_run(const std::string& arguments) {
+    return train(
+        arguments +
+        " --batch-size 4 --log-every 1 --test-images 8 --threads 1 --no-cuda");
+  }
+
+  /// Exactly one message, and nothing else done.
+  void expect_error(const Result& result, const std::string& message) {
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_EQ(result.err, "memcnn_train: " + message + "\n");
+    EXPECT_EQ(rows(result.out).size(), 0U) << result.out;
+    EXPECT_FALSE(fs::exists(directory_ / "results"));
+  }
+
+  fs::path directory_;
+};
+
+TEST_F(TrainProgram, ExplainsItself) {
+  const auto help = train("--help");
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_NE(
+      help.out.find("memcnn_train [OPTIONS] MODEL DATASET"), std::string::npos);
+  EXPECT_NE(help.out.find("--iterations INT=80000"), std::string::npos);
+  const auto version = train("--version");
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_TRUE(std::regex_match(
+      version.out, std::regex("memcnn_train \\d+\\.\\d+\\.\\d+\n")));
+}
+
+TEST_F(TrainProgram, RejectsUnknownModel) {
+  expect_error(
+      train("vgg synthetic"),
+      "expected MODEL to be one of resnet32, resnet110, resnet164, revnet38, "
+      "revnet110, revnet164, but got \"vgg\".");
+}
+
+TEST_F(TrainProgram, RejectsUnknownDataSet) {
+  expect_error(
+      train("revnet38 mnist"),
+      "expected DATASET to be one of cifar10, cifar100, synthetic, but got "
+      "\"mnist\".");
+}
+
+TEST_F(TrainProgram, RejectsUnknownFlag) {
+  const auto result = train("revnet38 synthetic --depth 3");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_EQ(
+      result.err.find("memcnn_train: expected arguments out of MODEL, DATASET, "
+                      "--help, --version, --iterations, "),
+      0U)
+      << result.err;
+  EXPECT_NE(result.err.find(", but got \"--depth\".\n"), std::string::npos);
+}
+
+TEST_F(TrainProgram, RejectsMissingArgument) {
+  expect_error(
+      train("revnet38"),
+      "expected MODEL and DATASET, but one of them is missing. See "
+      "memcnn_train --help.");
+}
+
+TEST_F(TrainProgram, RejectsValueOutOfRange) {
+  expect_error(
+      train("revnet38 synthetic --iterations 0"),
+      "expected --iterations to be a whole number of at least 1, but got "
+      "\"0\". See memcnn_train --help.");
+  expect_error(
+      train("revnet38 synthetic --learning-rate high"),
+      "expected --learning-rate to be a number of at least 0, but got "
+      "\"high\". See memcnn_train --help.");
+  expect_error(
+      train("revnet38 synthetic --fractional-bits 24"),
+      "expected --fractional-bits to be a whole number from 0 to 23, but got "
+      "\"24\". See memcnn_train --help.");
+}
+
+TEST_F(TrainProgram, RejectsOptionsOfReversibleModelsForPlainOnes) {
+  for (const std::string option :
+       {"--compare-plain 2",
+        "--engine wrapper",
+        "--memory-budget 10",
+        "--fractional-bits 12",
+        "--checkpoint-transitions"}) {
+    expect_error(
+        train("resnet32 synthetic " + option),
+        "expected MODEL to be one of revnet38, revnet110, revnet164 with " +
+            option.substr(0, option.find(' ')) +
+            ", but got \"resnet32\", which is plain as it is.");
+  }
+}
+
+TEST_F(TrainProgram, RejectsEnginesThatDoNotFit) {
+  expect_error(
+      train("revnet38 synthetic --engine steam"),
+      "expected --engine to be one of sequence, wrapper, but got \"steam\".");
+  expect_error(
+      train("revnet38 synthetic --plain --engine wrapper"),
+      "expected --plain or --engine, but got both.");
+  expect_error(
+      train("revnet38 synthetic --plain --compare-plain 2"),
+      "expected --plain or --compare-plain, but got both.");
+  expect_error(
+      train("revnet38 synthetic --engine wrapper --memory-budget 10"),
+      "expected --engine to be sequence with --memory-budget, but got "
+      "\"wrapper\".");
+}
+
+TEST_F(TrainProgram, RejectsBatchLargerThanDataSet) {
+  const auto result = train("resnet32 synthetic --batch-size 20000");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_EQ(
+      result.err,
+      "memcnn_train: expected --batch-size to be at most the 10000 training "
+      "images, but got 20000.\n");
+}
+
+TEST_F(TrainProgram, NamesMissingDataFile) {
+  expect_error(
+      train("revnet38 cifar10 --data-dir nowhere"),
+      "expected nowhere/data_batch_1.bin to be a file of 30730000 bytes, but "
+      "there is none. Fetch it with \"cmake --build " MEMCNN_BUILD_DIR
+      " --target download_cifar10\", or give its folder as --data-dir.");
+}
+
+TEST_F(TrainProgram, NamesTruncatedDataFile) {
+  std::ofstream(directory_ / "train.bin") << "short";
+  expect_error(
+      train("revnet38 cifar100 --data-dir ."),
+      "expected ./train.bin to have 153700000 bytes, but it has 5: it is "
+      "truncated, or another file. Fetch it with \"cmake "
+      "--build " MEMCNN_BUILD_DIR
+      " --target download_cifar100\", or give its folder as --data-dir.");
+}
+
+TEST_F(TrainProgram, NamesCorruptDataFile) {
+  std::ofstream file(directory_ / "data_batch_1.bin", std::ios::binary);
+  file.seekp(3073 * 2) << '\x0b';
+  file.close();
+  fs::resize_file(directory_ / "data_batch_1.bin", 30730000);
+  expect_error(
+      train("revnet38 cifar10 --data-dir ."),
+      "expected every label in ./data_batch_1.bin to be below 10, but record 2 "
+      "has 11: the file is corrupt. Fetch it with \"cmake "
+      "--build " MEMCNN_BUILD_DIR
+      " --target download_cifar10\", or give its folder as --data-dir.");
+}
+
+TEST_F(TrainProgram, RejectsResultsDirThatCannotBeWritten) {
+  std::ofstream(directory_ / "taken") << "a file";
+  expect_error(
+      train("revnet38 synthetic --results-dir taken/here"),
+      "expected the results directory taken/here to be writable, but no file "
+      "can be made in it. Give another --results-dir.");
+}
+
+TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
+  const auto result =
+      short_run("revnet38 synthetic --iterations 2 --compare-plain 2");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  const std::string number = "[0-9.]+";
+  EXPECT_TRUE(std::regex_search(
+      result.out,
+      std::regex(
+          "iteration:1 loss:" + number + " accuracy:" + number +
+          " lr:0.1 ms_per_step:" + number + "\niteration:2 loss:" + number +
+          " accuracy:" + number + " lr:0.01 ms_per_step:" + number +
+          "\niteration:2 test_loss:" + number + " test_accuracy:" + number)))
+      << result.out;
+  for (const char* line :
+       {"test accuracy",
+        "time per step",
+        "parameters              2.19 MiB  (573994)",
+        "held after forward",
+        "peak of the step",
+        "revnet38 on synthetic, engine sequence, batches of 4 on cpu",
+        "held after forward (MiB)",
+        "results: results/revnet38-synthetic/results.json"}) {
+    EXPECT_NE(result.out.find(line), std::string::npos) << line;
+  }
+  const auto results = directory_ / "results" / "revnet38-synthetic";
+  EXPECT_TRUE(fs::exists(results / "checkpoint.pt"));
+  EXPECT_NE(
+      read(results / "results.json").find("\"comparison\""), std::string::npos);
+}
+
+TEST_F(TrainProgram, PlainAndReversiblePrintTheSameFirstLosses) {
+  const auto plain = short_run("revnet38 synthetic --iterations 2 --plain");
+  ASSERT_EQ(rows(plain.out).size(), 3U) << plain.err;
+  for (const std::string engine : {"sequence", "wrapper"}) {
+    const auto reversible =
+        short_run("revnet38 synthetic --iterations 2 --engine " + engine);
+    ASSERT_EQ(rows(reversible.out).size(), 3U) << reversible.err;
+    EXPECT_EQ(rows(plain.out)[0], rows(reversible.out)[0]) << engine;
+    EXPECT_EQ(rows(plain.out)[1], rows(reversible.out)[1]) << engine;
+  }
+}
+
+TEST_F(TrainProgram, WithFractionalBitsPrintsTheSameLossesUnderEveryEngine) {
+  const std::string run =
+      "revnet38 synthetic --iterations 6 "
+      "--fractional-bits 12 ";
+  const auto plain = short_run(run + "--plain");
+  ASSERT_EQ(rows(plain.out).size(), 7U) << plain.err;
+  for (const std::string options :
+       {"",
+        "--engine wrapper",
+        "--memory-budget 4 --checkpoint-transitions "
+        "--results-dir results/saved"}) {
+    const auto reversible = short_run(run + options);
+    EXPECT_EQ(rows(plain.out), rows(reversible.out))
+        << options << reversible.err;
+  }
+}
+
+TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
+  const auto result = short_run(
+      "revnet38 synthetic --iterations 1 --fractional-bits 12 "
+      "--memory-budget 4 --checkpoint-transitions --results-dir here");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const auto written = read(directory_ / "here" / "results.json");
+  for (const char* setting :
+       {"\"engine\": \"sequence\"",
+        "\"fractional_bits\": 12",
+        "\"memory_budget_mib\": 4",
+        "\"checkpoint_transitions\": true"}) {
+    EXPECT_NE(written.find(setting), std::string::npos) << setting;
+  }
+}
+
+TEST_F(TrainProgram, ResumesAfterInterruptAsIfNothingHappened) {
+  const std::string arguments =
+      "resnet32 synthetic --iterations 40 --batch-size 4 --log-every 1 "
+      "--test-images 8 --threads 1 --no-cuda";
+  const auto whole = train(arguments + " --results-dir whole");
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  const auto first = shell(
+      "$TRAIN " + arguments +
+      " --results-dir parts > rows & until grep -q loss rows; do sleep 0.05; "
+      "done; kill -INT $!; wait $!; code=$?; cat rows; exit $code");
+  EXPECT_EQ(first.exit_code, 128 + 2) << first.err;
+  EXPECT_NE(first.out.find("stopped at iteration "), std::string::npos);
+  const auto second = train(arguments + " --results-dir parts");
+  EXPECT_EQ(second.exit_code, 0) << second.err;
+  EXPECT_EQ(
+      second.out.find("going on from parts/checkpoint.pt at iteration "), 0U);
+
+  auto parts = rows(first.out);
+  for (const auto& row : rows(second.out)) {
+    parts.push_back(row);
+  }
+  EXPECT_EQ(parts, rows(whole.out));
+  EXPECT_FALSE(fs::exists(directory_ / "parts" / "checkpoint.pt.partial"));
+
+  const auto third = train(arguments + " --results-dir parts"); // all done
+  EXPECT_EQ(third.exit_code, 0);
+  EXPECT_EQ(rows(third.out).back(), rows(whole.out).back());
+}
+
+TEST_F(TrainProgram, RejectsCheckpointOfAnotherRunUnlessFresh) {
+  const std::string same = " synthetic --iterations 1 --results-dir here";
+  ASSERT_EQ(short_run("resnet32" + same).exit_code, 0);
+  const auto before = read(directory_ / "here" / "checkpoint.pt");
+  expect_error(
+      short_run("revnet38" + same),
+      "expected the checkpoint here/checkpoint.pt to have model \"revnet38\", "
+      "but got \"resnet32\". Give --fresh to overwrite it, or another "
+      "--results-dir.");
+  expect_error(
+      short_run("resnet32 --seed 7" + same),
+      "expected the checkpoint here/checkpoint.pt to have seed 7, but got 42. "
+      "Give --fresh to overwrite it, or another --results-dir.");
+  EXPECT_EQ(read(directory_ / "here" / "checkpoint.pt"), before);
+  EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
+}
+
+TEST_F(TrainProgram, RejectsCorruptCheckpoint) {
+  fs::create_directories(directory_ / "here");
+  std::ofstream(directory_ / "here" / "checkpoint.pt") << "not a checkpoint";
+  expect_error(
+      short_run("resnet32 synthetic --results-dir here"),
+      "expected here/checkpoint.pt to be a checkpoint of this program, but it "
+      "cannot be read. Give --fresh to overwrite it, or another "
+      "--results-dir.");
+}
+
+TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
+  const auto result = short_run(
+      "resnet32 synthetic --iterations 5 --learning-rate 1e30 "
+      "--checkpoint-every 1 --results-dir here");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_TRUE(std::regex_match(
+      result.err,
+      std::regex("memcnn_train: expected the loss to be finite, but got "
+                 "-?(nan|inf) at iteration 2\\. Give a lower --learning-rate "
+                 "\\(now 1e\\+30\\); the last good checkpoint stays in "
+                 "here/checkpoint\\.pt\\.\n")))
+      << result.err;
+  EXPECT_TRUE(fs::exists(directory_ / "here" / "checkpoint.pt"));
+  EXPECT_FALSE(fs::exists(directory_ / "here" / "results.json"));
+}
+
+} // namespace

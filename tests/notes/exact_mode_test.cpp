@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+//
+// Note [Exact mode] of docs/design.md, rule by rule.
+
+#include "../support/modules.h"
+#include "../support/twins.h"
+
+#include <gtest/gtest.h>
+#include <memcnn/memcnn.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace memcnn_test {
+namespace {
+
+using torch::nn::AnyModule;
+
+/// What a RevNet's branch is made of.
+AnyModule deep_branch() {
+  struct DeepImpl : torch::nn::Cloneable<DeepImpl> {
+    DeepImpl() {
+      reset();
+    }
+    void reset() override {
+      const auto convolution = [] {
+        return torch::nn::Conv2d(
+            torch::nn::Conv2dOptions(4, 4, 3).padding(1).bias(false));
+      };
+      layers = register_module(
+          "layers",
+          torch::nn::Sequential(
+              torch::nn::BatchNorm2d(4),
+              torch::nn::ReLU(torch::nn::ReLUOptions().inplace(true)),
+              convolution(),
+              torch::nn::BatchNorm2d(4),
+              torch::nn::ReLU(torch::nn::ReLUOptions().inplace(true)),
+              convolution()));
+    }
+    torch::Tensor forward(torch::Tensor x) {
+      return layers->forward(x);
+    }
+    torch::nn::Sequential layers{nullptr};
+  };
+  return AnyModule(std::make_shared<DeepImpl>());
+}
+
+Chain exact_chain(
+    size_t depth,
+    std::optional<int64_t> bits,
+    const Branch& branch = deep_branch) {
+  std::vector<Coupling> blocks;
+  for (size_t i = 0; i < depth; ++i) {
+    blocks.emplace_back(
+        branch(), branch(), memcnn::CouplingOptions().fractional_bits(bits));
+  }
+  return Chain(std::move(blocks));
+}
+
+class ExactMode : public testing::TestWithParam<Engine> {
+ protected:
+  void SetUp() override {
+    torch::manual_seed(1);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Engines,
+    ExactMode,
+    testing::Values(Engine::kWrapper, Engine::kSequence),
+    engine_name);
+
+// Rule 1: sums of multiples of 2^-k are exact, so that reconstruction is.
+
+TEST_P(ExactMode, Rule1InverseRecoversTheRoundedInputBitForBitAtDepth200) {
+  Chain chain = exact_chain(200, 16);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor x = torch::randn({2, 8, 6, 6});
+  const torch::Tensor rounded = (x * 65536).round() / 65536;
+  const torch::Tensor y = chain.run(GetParam(), x);
+  EXPECT_TRUE(chain.inverse(GetParam(), y).equal(rounded));
+}
+
+TEST_P(ExactMode, Rule1GradientsEqualPlainOnesBitForBitAtDepth200) {
+  for (const int64_t bits : {16, 12}) {
+    Chain plain = exact_chain(200, bits);
+    Chain saving = plain.twin();
+    const torch::Tensor x = leaf({4, 8, 8, 8}, torch::kFloat);
+    const torch::Tensor x_twin = x.detach().clone().requires_grad_();
+    const torch::Tensor expected =
+        plain.plain(made_by_a_layer(x)).square().mean();
+    const torch::Tensor found =
+        saving.run(GetParam(), made_by_a_layer(x_twin)).square().mean();
+    EXPECT_TRUE(found.equal(expected));
+    expected.backward();
+    found.backward();
+    EXPECT_TRUE(x_twin.grad().equal(x.grad()));
+    EXPECT_TRUE(all_equal(saving.gradients(), plain.gradients()));
+  }
+}
+
+TEST_P(ExactMode, Rule1TwinsTrainToIdenticalParameters) {
+  Chain plain = exact_chain(10, 14);
+  Chain saving = plain.twin();
+  torch::optim::SGD plain_optimizer(
+      plain.parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  torch::optim::SGD optimizer(
+      saving.parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  for (int step = 0; step < 100; ++step) {
+    const torch::Tensor x = torch::randn({4, 8, 6, 6}).requires_grad_();
+    plain_optimizer.zero_grad();
+    plain.plain(made_by_a_layer(x)).square().mean().backward();
+    plain_optimizer.step();
+    optimizer.zero_grad();
+    saving.run(GetParam(), made_by_a_layer(x)).square().mean().backward();
+    optimizer.step();
+  }
+  EXPECT_TRUE(all_equal(saving.parameters(), plain.parameters()));
+  EXPECT_TRUE(all_equal(saving.module().buffers(), plain.module().buffers()));
+}
+
+TEST_P(ExactMode, Rule1HoldsForEveryBudget) {
+  Chain plain = exact_chain(6, 16);
+  Chain saving = plain.twin();
+  const torch::Tensor x = leaf({2, 8, 6, 6}, torch::kFloat);
+  plain.plain(made_by_a_layer(x)).square().mean().backward();
+  auto& sequence =
+      dynamic_cast<memcnn::ReversibleSequenceImpl&>(saving.module());
+  for (const int64_t budget : {0, 60'000, 120'000, 100'000'000}) {
+    sequence.options.memory_budget(budget);
+    for (int step = 0; step < 2; ++step) {
+      saving.module().zero_grad();
+      saving.run(Engine::kSequence, made_by_a_layer(x))
+          .square()
+          .mean()
+          .backward();
+      EXPECT_TRUE(all_equal(saving.gradients(), plain.gradients())) << budget;
+    }
+  }
+}
+
+// Rule 2: gradients pass rounding straight through.
+
+TEST_P(ExactMode, Rule2GradientIsThatOfTheNetworkWithoutRounding) {
+  // With linear branches rounding changes values, and no gradient.
+  const Branch linear = [] {
+    AnyModule branch(torch::nn::Linear(4, 4));
+    branch.ptr()->to(torch::kDouble);
+    return branch;
+  };
+  Chain exact = exact_chain(3, 4, linear);
+  std::vector<Coupling> blocks;
+  for (size_t i = 0; i < 3; ++i) {
+    blocks.emplace_back(exact.block(i)->f, exact.block(i)->g);
+  }
+  Chain smooth(std::move(blocks));
+  const torch::Tensor x = leaf({3, 8});
+  const torch::Tensor weights = torch::randn({3, 8}, torch::kDouble);
+  const auto expected = torch::autograd::grad(
+      {(smooth.plain(made_by_a_layer(x)) * weights).sum()}, {x});
+  const auto found = torch::autograd::grad(
+      {(exact.run(GetParam(), made_by_a_layer(x)) * weights).sum()}, {x});
+  EXPECT_LT(relative_error(found, expected), 1e-14);
+  const torch::Tensor y = exact.run(GetParam(), made_by_a_layer(x)) * 16;
+  EXPECT_TRUE(y.equal(y.round()));
+}
+
+// Rule 3: the range depends on the dtype, and leaving it is an error.
+
+TEST_P(ExactMode, Rule3OverflowOfTheRangeIsAnError) {
+  for (const auto& [dtype, digits] :
+       std::vector<std::pair<torch::ScalarType, int64_t>>{
+           {torch::kFloat, 24},
+           {torch::kDouble, 53},
+           {torch::kHalf, 11},
+           {torch::kBFloat16, 8}}) {
+    const int64_t bits = digits - 4; // exact below 16
+    Chain chain = exact_chain(1, bits, [] {
+      return AnyModule(
+          torch::nn::Functional([](const torch::Tensor& x) { return x * 1; }));
+    });
+    const auto run = [&, type = dtype](double value) {
+      return message_of([&] {
+        chain.run(
+            GetParam(), torch::full({2, 4}, value, type).requires_grad_() * 1);
+      });
+    };
+    EXPECT_EQ(run(4.0), "") << dtype; // x + x, x + (x + x): 12
+    EXPECT_TRUE(contains(
+        run(6.0),
+        {"AdditiveCoupling::forward(): expected values below 2^4 = 16",
+         "but got 18",
+         "Set fewer fractional_bits, or normalise the values."}))
+        << dtype;
+    EXPECT_TRUE(contains(run(-20.0), {"but got 20"})) << dtype;
+  }
+}
+
+TEST_P(ExactMode, Rule3BitsBeyondTheDtypeAreAnError) {
+  Chain chain = exact_chain(1, 24);
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        chain.run(GetParam(), leaf({2, 8, 6, 6}, torch::kFloat) * 1);
+      }),
+      {"expected fractional_bits below 24, the digits of Float, but got 24"}));
+  for (const int64_t bits : {-1, 53}) {
+    EXPECT_TRUE(contains(
+        message_of([&] { exact_chain(1, bits); }),
+        {"AdditiveCoupling::AdditiveCoupling(): expected fractional_bits from "
+         "0 "
+         "to 52"}));
+  }
+}
+
+// Rule 4: refused where it cannot hold.
+
+TEST(ExactModeRefusal, Rule4AffineCouplingRefuses) {
+  const auto make = [] {
+    memcnn::AffineCoupling coupling(
+        memcnn::AffineAdapterSigmoid(WideBranch(2)),
+        memcnn::AffineAdapterSigmoid(WideBranch(2)),
+        memcnn::CouplingOptions().fractional_bits(16));
+  };
+  EXPECT_THROW(make(), c10::ValueError);
+  EXPECT_TRUE(contains(
+      message_of(make),
+      {"AffineCoupling::AffineCoupling(): expected no fractional_bits",
+       "Use AdditiveCoupling for an exact mode."}));
+}
+
+TEST(ExactModeRefusal, PrintsItsBits) {
+  memcnn::AdditiveCoupling coupling(
+      SmoothBranch(2),
+      SmoothBranch(2),
+      memcnn::CouplingOptions().fractional_bits(12));
+  EXPECT_TRUE(contains(
+      c10::str(coupling),
+      {"memcnn::AdditiveCoupling(split_dim=1, fractional_bits=12)"}));
+}
+
+} // namespace
+} // namespace memcnn_test
