@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+
+namespace training {
+
+inline constexpr int64_t kImageSize = 32; // pixels, both ways
+inline constexpr int64_t kImageBytes = 3 * kImageSize * kImageSize;
+
+/// Labelled images as they are stored.
+struct Images {
+  torch::Tensor pixels; // (N, 3, 32, 32), uint8
+  torch::Tensor labels; // (N), int64
+
+  int64_t size() const {
+    return labels.size(0);
+  }
+};
+
+struct DataSet {
+  Images train;
+  Images test;
+  int64_t num_classes = 0;
+};
+
+} // namespace training

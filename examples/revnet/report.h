@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "config.h"
+#include "files.h"
+#include "memory_use.h"
+#include "run_state.h"
+#include "trainer.h"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace training {
+
+/// A line on the terminal that says what is going on, and goes when there is
+/// something to keep. Nothing where stderr is no terminal.
+class ProgressLine {
+ public:
+  void show(const std::string& text) {
+    if (!on_) {
+      return;
+    }
+    std::fprintf(stderr, "\r\033[K%s", text.c_str());
+    std::fflush(stderr);
+    shown_ = true;
+  }
+
+  void clear() {
+    if (shown_) {
+      std::fputs("\r\033[K", stderr);
+      std::fflush(stderr);
+      shown_ = false;
+    }
+  }
+
+  ~ProgressLine() {
+    clear();
+  }
+
+ private:
+  static bool is_terminal() {
+#if defined(__unix__) || defined(__APPLE__)
+    return isatty(STDERR_FILENO) != 0;
+#else
+    return false;
+#endif
+  }
+
+  bool on_ = is_terminal();
+  bool shown_ = false;
+};
+
+/// Text in printf's manner.
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  const int size = std::snprintf(nullptr, 0, pattern, args...);
+  std::string text(static_cast<size_t>(size), '\0');
+  std::snprintf(text.data(), text.size() + 1, pattern, args...);
+  return text;
+}
+
+/// Time that the rest of a run takes, as "3 h 12 min", "12 min" or "40 s".
+inline std::string remaining_time(double milliseconds) {
+  const auto seconds = static_cast<long>(milliseconds / 1000);
+  if (seconds < 100) {
+    return format("%ld s", seconds);
+  }
+  const long minutes = (seconds + 30) / 60;
+  return minutes < 100 ? format("%ld min", minutes)
+                       : format("%ld h %ld min", minutes / 60, minutes % 60);
+}
+
+/// Prints the row of the steps since the last one, and keeps it in the state.
+inline void print_row(const Config& config, RunState& state) {
+  const auto steps = static_cast<double>(state.steps_since_row);
+  const double loss = state.loss_sum / steps;
+  const double accuracy = static_cast<double>(state.correct_sum) /
+      (steps * static_cast<double>(config.batch_size));
+  const double rate = learning_rate_at(config, state.iteration - 1);
+  const double time = state.milliseconds_since_row / steps;
+  std::printf(
+      "iteration:%lld loss:%.4f accuracy:%.4f lr:%g ms_per_step:%.1f\n",
+      static_cast<long long>(state.iteration),
+      loss,
+      accuracy,
+      rate,
+      time);
+  std::fflush(stdout);
+  state.rows.push_back(
+      {{"iteration", state.iteration},
+       {"loss", loss},
+       {"accuracy", accuracy},
+       {"lr", rate},
+       {"ms_per_step", time}});
+  state.loss_sum = 0;
+  state.correct_sum = 0;
+  state.steps_since_row = 0;
+  state.milliseconds_since_row = 0;
+}
+
+inline void print_evaluation(int64_t iteration, const Evaluation& evaluation) {
+  std::printf(
+      "iteration:%lld test_loss:%.4f test_accuracy:%.4f\n",
+      static_cast<long long>(iteration),
+      evaluation.loss,
+      evaluation.accuracy);
+  std::fflush(stdout);
+}
+
+/// Prints the end of a run for people to read.
+inline void print_summary(
+    const Config& config,
+    const RunState& state,
+    const Trainer& trainer,
+    const Evaluation& evaluation) {
+  std::printf(
+      "\n%s on %s, engine %s, batches of %lld on %s\n",
+      config.model.c_str(),
+      config.dataset.c_str(),
+      config.engine.c_str(),
+      static_cast<long long>(config.batch_size),
+      trainer.device().str().c_str());
+  std::printf(
+      "  test accuracy       %8.2f %%\n"
+      "  time per step       %8.1f ms   (median of %zu steps)\n"
+      "  parameters          %8.2f MiB  (%lld)\n"
+      "  held after forward  %8.2f MiB  (waits for backward)\n"
+      "  peak of the step    %8.2f MiB  (beyond parameters, momentum, batch)\n",
+      100 * evaluation.accuracy,
+      state.milliseconds_per_step(),
+      state.step_milliseconds.size(),
+      to_mebibytes(trainer.parameter_bytes()),
+      static_cast<long long>(trainer.parameter_count()),
+      to_mebibytes(state.memory.held_after_forward),
+      to_mebibytes(state.memory.peak));
+  std::fflush(stdout);
+}
+
+/// Prints a network beside its plain twin.
+inline void print_comparison(
+    const Config& config,
+    const RunState& saving,
+    const RunState& plain) {
+  const auto row = [](const char* what, double ours, double theirs) {
+    std::printf(
+        "  %-26s%12.2f%12.2f%10.2f\n", what, ours, theirs, ours / theirs);
+  };
+  std::printf(
+      "\n%s and its plain twin, %lld steps each from the same weights\n"
+      "  %-26s%12s%12s%10s\n",
+      config.model.c_str(),
+      static_cast<long long>(saving.iteration),
+      "",
+      config.engine.c_str(),
+      "plain",
+      "ratio");
+  row("held after forward (MiB)",
+      to_mebibytes(saving.memory.held_after_forward),
+      to_mebibytes(plain.memory.held_after_forward));
+  row("peak of the step (MiB)",
+      to_mebibytes(saving.memory.peak),
+      to_mebibytes(plain.memory.peak));
+  row("time per step (ms)",
+      saving.milliseconds_per_step(),
+      plain.milliseconds_per_step());
+  row("loss, mean of the steps",
+      saving.loss_sum / static_cast<double>(saving.iteration),
+      plain.loss_sum / static_cast<double>(plain.iteration));
+  std::fflush(stdout);
+}
+
+/// What results.json holds of a measured run.
+inline nlohmann::ordered_json measured(const RunState& state) {
+  return {
+      {"median_ms_per_step", state.milliseconds_per_step()},
+      {"held_after_forward_bytes", state.memory.held_after_forward},
+      {"peak_of_the_step_bytes", state.memory.peak}};
+}
+
+inline void write_results(
+    const std::filesystem::path& path,
+    const Config& config,
+    const RunState& state,
+    const Trainer& trainer,
+    const Evaluation& evaluation,
+    const nlohmann::ordered_json& comparison) {
+  nlohmann::ordered_json results = {
+      {"config", recipe(config)},
+      {"device", trainer.device().str()},
+      {"parameters", trainer.parameter_count()},
+      {"parameter_bytes", trainer.parameter_bytes()},
+      {"test_accuracy", evaluation.accuracy},
+      {"test_loss", evaluation.loss},
+      {"step", measured(state)},
+      {"rows", state.rows}};
+  if (!comparison.is_null()) {
+    results["comparison"] = comparison;
+  }
+  write_text(path, results.dump(2) + "\n");
+}
+
+} // namespace training
