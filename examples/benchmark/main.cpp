@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+
+// memcnn_benchmark: time and memory of one training step, by engine.
+
+#include "../measure/allocator.h"
+
+#include "command_line.h"
+#include "config.h"
+#include "contest.h"
+#include "error.h"
+#include "report.h"
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <torch/cuda.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::vector<benchmark::Measurement> results_of(
+    const benchmark::Config& config) {
+  using namespace benchmark;
+  std::vector<Measurement> results = config.coupling == "affine"
+      ? Contest<Affine>(config).run()
+      : Contest<Additive>(config).run();
+  const auto& asked = config.engines;
+  if (std::find(asked.begin(), asked.end(), "plain") == asked.end()) {
+    results.erase(results.begin());
+  }
+  return results;
+}
+
+int run(const benchmark::Config& config) {
+  if (config.device == "cuda" && !torch::cuda::is_available()) {
+    throw benchmark::Error(
+        "expected a GPU that LibTorch can use for --device cuda, but found "
+        "none. Give --device cpu.");
+  }
+  if (!config.default_allocator) {
+    measure::keep_freed_memory();
+  }
+  at::set_num_threads(static_cast<int>(config.threads));
+  const auto results = results_of(config);
+  config.json ? benchmark::print_json(config, results)
+              : benchmark::print_table(config, results);
+  const bool failed = std::any_of(
+      results.begin(), results.end(), [](const benchmark::Measurement& result) {
+        return result.failed();
+      });
+  return failed ? 1 : 0;
+}
+
+} // namespace
+
+int main(int argc, const char** argv) {
+  try {
+    const auto config = benchmark::parse_command_line(argc, argv);
+    return config ? run(*config) : 0;
+  } catch (const c10::Error& error) {
+    std::fprintf(
+        stderr, "memcnn_benchmark: %s\n", error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "memcnn_benchmark: %s\n", error.what());
+  }
+  return 1;
+}

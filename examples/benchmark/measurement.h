@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "step.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace benchmark {
+
+/// Largest relative error of gradients that still counts as agreement, as in
+/// float32. Deep networks in float16 and bfloat16 are further off.
+inline constexpr double kGradientTolerance = 1e-3;
+
+/// What is known of one engine in the end.
+struct Measurement {
+  std::string engine;
+  std::string error; // why there is nothing else; empty if there is
+
+  int64_t parameters = 0;
+  double grad_norm_first = 0; // of the first convolution of the first F
+  std::optional<double> grad_rel_error; // to the plain engine's gradients
+  int64_t bn_updates = 0; // of the first normalisation, in one step
+  StepMemory memory;
+  std::optional<int64_t> budget_bytes;
+  std::optional<size_t> kept_blocks;
+
+  std::vector<StepTime> times; // one a round
+  std::optional<double> ratio_to_plain; // median over the rounds
+  std::optional<double> fused_limit; // the same for every engine
+
+  bool failed() const {
+    return !error.empty();
+  }
+
+  bool grad_agrees() const {
+    return grad_rel_error && *grad_rel_error < kGradientTolerance;
+  }
+};
+
+/// The middle value, or the mean of the two.
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle]
+                                : (values[middle - 1] + values[middle]) / 2;
+}
+
+/// The median of what `pick` takes of each time.
+template <class Pick>
+double median_of(const std::vector<StepTime>& times, const Pick& pick) {
+  std::vector<double> values;
+  for (const StepTime& time : times) {
+    values.push_back(pick(time));
+  }
+  return median(std::move(values));
+}
+
+inline double forward_of(const StepTime& time) {
+  return time.forward;
+}
+inline double backward_of(const StepTime& time) {
+  return time.backward;
+}
+inline double enqueue_of(const StepTime& time) {
+  return time.enqueue;
+}
+inline double step_of(const StepTime& time) {
+  return time.step();
+}
+
+} // namespace benchmark
