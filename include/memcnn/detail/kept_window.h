@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -31,9 +32,10 @@ class KeptWindow {
   /// Blocks before the given number are known not to fit in the end.
   KeptWindow(int64_t budget, size_t first)
       : budget_(budget),
-        skip_(first),
         is_measured_(AllocationMeter::is_available()),
-        unmeasured_(first > 0 ? 0 : budget + 1) {}
+        skip_(
+            is_measured_ || first > 0 ? first
+                                      : std::numeric_limits<size_t>::max()) {}
 
   /// Runs the next block and keeps what it can; the oldest kept blocks make
   /// room.
@@ -69,9 +71,7 @@ class KeptWindow {
     }
     recording.kept.emplace(std::move(kept));
     blocks_.push_back(
-        {&recording,
-         argument_bytes,
-         added ? added->held_bytes() : unmeasured_});
+        {&recording, argument_bytes, added ? added->held_bytes() : 0});
     bytes_ += blocks_.back().bytes;
     // Arguments are results of the block before, where that one is kept.
     while (!blocks_.empty() &&
@@ -101,9 +101,8 @@ class KeptWindow {
   };
 
   int64_t budget_;
-  size_t skip_;
   bool is_measured_;
-  int64_t unmeasured_; // bytes of a block that cannot be measured
+  size_t skip_;
   int64_t bytes_ = 0;
   std::deque<Block> blocks_;
 };
