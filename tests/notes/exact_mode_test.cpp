@@ -102,6 +102,26 @@ TEST_P(ExactMode, Rule1GradientsEqualPlainOnesBitForBitAtDepth200) {
   }
 }
 
+TEST_P(ExactMode, Rule1GradientsEqualPlainOnesBitForBitInChannelsLast) {
+  constexpr auto kChannelsLast = torch::MemoryFormat::ChannelsLast;
+  Chain plain = exact_chain(20, 16);
+  for (const torch::Tensor& parameter : plain.parameters()) {
+    if (parameter.dim() == 4) {
+      parameter.set_data(parameter.detach().contiguous(kChannelsLast));
+    }
+  }
+  Chain saving = plain.twin();
+  const torch::Tensor x = leaf({4, 8, 8, 8}, torch::kFloat);
+  const torch::Tensor x_twin = x.detach().clone().requires_grad_();
+  const auto image = [](const torch::Tensor& leaf) {
+    return made_by_a_layer(leaf).contiguous(kChannelsLast);
+  };
+  plain.plain(image(x)).square().mean().backward();
+  saving.run(GetParam(), image(x_twin)).square().mean().backward();
+  EXPECT_TRUE(x_twin.grad().equal(x.grad()));
+  EXPECT_TRUE(all_equal(saving.gradients(), plain.gradients()));
+}
+
 TEST_P(ExactMode, Rule1TwinsTrainToIdenticalParameters) {
   Chain plain = exact_chain(10, 14);
   Chain saving = plain.twin();

@@ -35,6 +35,32 @@ struct ProbedLinearImpl final : torch::nn::Cloneable<ProbedLinearImpl> {
 };
 TORCH_MODULE(ProbedLinear);
 
+/// Scales its argument by a weight, and tells a probe about the argument and, in
+/// backward, about the gradient of the product.
+struct ProbedProductImpl final : torch::nn::Cloneable<ProbedProductImpl> {
+  using Probe = std::function<void(const torch::Tensor&)>;
+
+  explicit ProbedProductImpl(Probe probe_) : probe(std::move(probe_)) {
+    reset();
+  }
+  void reset() override {
+    weight = register_parameter("weight", torch::full({1}, 0.5));
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    probe(x);
+    torch::Tensor product = x * weight;
+    if (product.requires_grad()) {
+      product.register_hook(
+          [probe = probe](torch::Tensor gradient) { probe(gradient); });
+    }
+    return product;
+  }
+
+  Probe probe;
+  torch::Tensor weight;
+};
+TORCH_MODULE(ProbedProduct);
+
 /// Scales its argument by a buffer that every forward in train mode changes, as
 /// a power iteration does.
 struct CountingImpl final : torch::nn::Cloneable<CountingImpl> {

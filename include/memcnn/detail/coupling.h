@@ -3,6 +3,7 @@
 
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/options.h>
+#include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/fixed_point.h>
 #include <memcnn/detail/freed_storage.h>
@@ -30,7 +31,7 @@ namespace memcnn::detail {
 
 using Halves = std::array<at::Tensor, 2>;
 
-/// Splits a tensor in two along a dimension, as views. The first half is the
+/// Splits a tensor in two dense ones along a dimension. The first half is the
 /// larger one where the size is odd, as in torch::chunk. `place` begins an
 /// error.
 inline Halves
@@ -67,7 +68,9 @@ split_halves(const std::string& place, const at::Tensor& input, int64_t dim) {
       input.sizes(),
       "). Give more channels, or set CouplingOptions().split_dim().");
   const int64_t first = (size + 1) / 2;
-  return {input.narrow(dim, 0, first), input.narrow(dim, first, size - first)};
+  return {
+      dense(input.narrow(dim, 0, first)),
+      dense(input.narrow(dim, first, size - first))};
 }
 
 /// The module behind every coupling: two halves, of which each is updated in
@@ -155,9 +158,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       std::vector<at::Tensor> inputs,
       Recording& recording) override {
     const bool whole = inputs.size() == 1;
-    Halves halves = whole
-        ? split_halves(place(direction), inputs[0], options.split_dim())
-        : Halves{std::move(inputs[0]), std::move(inputs[1])};
+    Halves halves = take_halves(direction, inputs);
     if (fixed_point_) {
       for (at::Tensor& half : halves) {
         half = fixed_point_->round(half);
@@ -177,10 +178,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
         fixed_point_->check_range(place(direction), halves[i]);
       }
     }
-    if (whole) {
-      return {at::cat({halves[0], halves[1]}, options.split_dim())};
-    }
-    return {std::move(halves[0]), std::move(halves[1])};
+    return given_back(std::move(halves), whole);
   }
 
   std::optional<int64_t> takes_halves_of() const override {
@@ -199,25 +197,17 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       return Invertible::backward_step(
           direction, std::move(given), recording, parameters);
     }
-    for (size_t i = 0; i < given.outputs.size(); ++i) {
-      given.grad_outputs[i] = given.grad_outputs[i].defined()
-          ? owned(std::move(given.grad_outputs[i]))
-          : at::zeros_like(given.outputs[i]);
-      given.outputs[i] = owned(std::move(given.outputs[i]));
-    }
     const bool whole = given.outputs.size() == 1;
-    const auto halves_of = [&](const std::vector<at::Tensor>& tensors) {
-      if (!whole) {
-        return Halves{tensors[0], tensors[1]};
-      }
-      // Version counters of their own: a graph that saved one half may not be
-      // disturbed by an update of the other.
-      const Halves views =
-          split_halves(place(direction), tensors[0], options.split_dim());
-      return Halves{views[0].variable_data(), views[1].variable_data()};
-    };
-    const Halves halves = halves_of(given.outputs);
-    const Halves grads = halves_of(given.grad_outputs);
+    Halves halves = take_halves(direction, given.outputs);
+    Halves grads;
+    if (!whole || given.grad_outputs[0].defined()) {
+      grads = take_halves(direction, given.grad_outputs);
+    }
+    for (const size_t i : {0, 1}) {
+      halves[i] = owned(std::move(halves[i]));
+      grads[i] = grads[i].defined() ? owned_as(halves[i], std::move(grads[i]))
+                                    : at::zeros_like(halves[i]);
+    }
     const bool needs_input_grad =
         given.needs_grad[0] || given.needs_grad.back();
 
@@ -228,10 +218,12 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       undo_update(
           direction, *it, halves, grads, needs_grad, recording, parameters);
     }
-    if (!needs_input_grad) {
-      given.grad_outputs = std::vector<at::Tensor>(1);
-    }
-    return {std::move(given.outputs), std::move(given.grad_outputs)};
+    BackwardOutput before;
+    before.inputs = given_back(std::move(halves), whole);
+    before.grad_inputs = needs_input_grad
+        ? given_back(std::move(grads), whole)
+        : std::vector<at::Tensor>(before.inputs.size());
+    return before;
   }
 
   torch::nn::Module& module() override {
@@ -281,9 +273,35 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return i == 0 ? "F" : "G";
   }
 
+  /// The halves, given away: a whole tensor is taken apart, and let go.
+  Halves take_halves(Direction direction, std::vector<at::Tensor>& tensors)
+      const {
+    if (tensors.size() == 2) {
+      return {std::move(tensors[0]), std::move(tensors[1])};
+    }
+    const at::Tensor whole = std::exchange(tensors[0], at::Tensor());
+    return split_halves(place(direction), whole, options.split_dim());
+  }
+
+  /// The halves in the form in which they came.
+  std::vector<at::Tensor> given_back(Halves halves, bool whole) const {
+    if (whole) {
+      return {at::cat({halves[0], halves[1]}, options.split_dim())};
+    }
+    return {std::move(halves[0]), std::move(halves[1])};
+  }
+
   /// The tensor, or a copy of it where others would see it change.
   static at::Tensor owned(at::Tensor tensor) {
     return is_sole_owner(tensor) ? std::move(tensor) : tensor.clone();
+  }
+
+  /// Likewise, in the memory layout of `like`. A loss often returns gradients
+  /// in another one, which every kernel of every block would convert again.
+  static at::Tensor owned_as(const at::Tensor& like, at::Tensor tensor) {
+    return is_sole_owner(tensor) && tensor.strides() == like.strides()
+        ? std::move(tensor)
+        : at::empty_like(like).copy_(tensor);
   }
 
   static std::string place(Direction direction) {
@@ -408,7 +426,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       ParameterGradients& parameters) {
     at::Tensor argument = halves[1 - i].detach();
     if (fixed_point_) {
-      argument = argument.contiguous(); // as in forward, for the same kernels
+      argument = dense(argument); // as in forward, for the same kernels
     }
     Tensors arguments;
     if (needs_grad) {
@@ -436,8 +454,9 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       }
       value_grads = Law::gradient(direction, halves[i], constant, grads[i]);
       if (fixed_point_) {
-        for (at::Tensor& grad : value_grads) {
-          grad = grad.contiguous();
+        for (size_t k = 0; k < value_grads.size(); ++k) {
+          value_grads[k] =
+              value_grads[k].contiguous(values[k].suggest_memory_format());
         }
       }
       if (direction == Direction::kInverse) {

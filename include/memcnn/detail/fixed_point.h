@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
 
 #include <ATen/Functions.h>
@@ -39,9 +40,9 @@ class FixedPoint {
   explicit FixedPoint(int64_t fractional_bits)
       : fractional_bits_(fractional_bits) {}
 
-  /// The nearest multiples, as a contiguous tensor. Rounding passes the
-  /// gradient straight through, also as a contiguous tensor: the kernels of
-  /// forward, recomputation and backward are then the same ones on every path.
+  /// The nearest multiples, as a dense tensor. Rounding passes the gradient
+  /// straight through, in the same memory format: the kernels of forward,
+  /// recomputation and backward are then the same ones on every path.
   at::Tensor round(const at::Tensor& tensor) const {
     return at::GradMode::is_enabled() && tensor.requires_grad()
         ? StraightThrough::apply(tensor, fractional_bits_)
@@ -92,22 +93,26 @@ class FixedPoint {
  private:
   struct StraightThrough : torch::autograd::Function<StraightThrough> {
     static at::Tensor forward(
-        torch::autograd::AutogradContext* /*context*/,
+        torch::autograd::AutogradContext* context,
         const at::Tensor& tensor,
         int64_t bits) {
+      context->saved_data["format"] =
+          static_cast<int64_t>(tensor.suggest_memory_format());
       return rounded(tensor, bits);
     }
     static torch::autograd::variable_list backward(
-        torch::autograd::AutogradContext* /*context*/,
+        torch::autograd::AutogradContext* context,
         const torch::autograd::variable_list& gradients) {
-      return {gradients[0].contiguous(), at::Tensor()};
+      const auto format = static_cast<at::MemoryFormat>(
+          context->saved_data.at("format").toInt());
+      return {gradients[0].contiguous(format), at::Tensor()};
     }
   };
 
   static at::Tensor rounded(const at::Tensor& tensor, int64_t bits) {
     const double scale = std::ldexp(1.0, static_cast<int>(bits));
     // Scaling by a power of two is exact.
-    return tensor.mul(scale).round_().mul_(1.0 / scale).contiguous();
+    return dense(tensor.mul(scale).round_().mul_(1.0 / scale));
   }
 
   int64_t fractional_bits_;
