@@ -104,7 +104,9 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
 /// the running thread; the meter is such a profiler. It follows the work of its
 /// thread into the threads of autograd, but not into threads that the program
 /// starts itself. Blocks taken before it started count neither when they are
-/// there nor when they go. Meters nest: the outer one goes on counting.
+/// there nor when they go; LibTorch logs the first of these that goes as a
+/// "memory block of unknown size", which is no error. Meters nest: the outer
+/// one goes on counting.
 ///
 /// Memory:   about 50 bytes per live block; no device is synchronised.
 /// Accuracy: exact; on CUDA in the allocator's blocks, multiples of 512 bytes.

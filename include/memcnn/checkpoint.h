@@ -142,12 +142,12 @@ auto checkpoint(
             },
             tensors));
       });
-  auto state = c10::make_intrusive<detail::NodeState>();
-  state->place = "checkpoint()";
-  state->map = std::move(map);
-  state->direction = Direction::kForward;
-  state->keep_inputs = true;
-  state->recording = detail::Recording::start(options.preserve_rng_state());
+  auto state = c10::make_intrusive<detail::NodeState>(
+      "checkpoint()",
+      std::move(map),
+      Direction::kForward,
+      /*keep_inputs=*/true,
+      options.preserve_rng_state());
   return detail::unpack<Result>(
       detail::run_node(std::move(state), flat, *target));
 }

@@ -53,6 +53,42 @@ struct BackwardOutput {
   std::vector<at::Tensor> grad_inputs; // undefined where not wanted
 };
 
+namespace detail {
+
+/// The last part of a backward step: from a run with a graph to the gradients
+/// of its arguments, undefined where not wanted, and of its parameters, which
+/// are added to `parameters`.
+inline std::vector<at::Tensor> differentiate_run(
+    const torch::nn::Module& module,
+    const std::vector<at::Tensor>& arguments,
+    std::vector<at::Tensor> outputs,
+    BackwardInput given,
+    ParameterGradients& parameters,
+    GraphUse use = GraphUse::kFree) {
+  std::vector<at::Tensor> leaves;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (given.needs_grad[i]) {
+      leaves.push_back(arguments[i]);
+    }
+  }
+  check_reaches_only(outputs, leaves, module);
+  const std::vector<at::Tensor> wanted = parameters.wanted(module);
+  std::vector<at::Tensor> gradients = local_gradient(
+      std::move(outputs), std::move(given.grad_outputs), leaves, wanted, use);
+
+  std::vector<at::Tensor> grad_inputs;
+  auto next = gradients.begin();
+  for (const bool needed : given.needs_grad) {
+    grad_inputs.push_back(needed ? std::move(*next++) : at::Tensor());
+  }
+  for (const at::Tensor& parameter : wanted) {
+    parameters.add(parameter, std::move(*next++));
+  }
+  return grad_inputs;
+}
+
+} // namespace detail
+
 /// Interface: what the memory-saving machinery asks of an invertible module.
 ///
 /// A module with plain `forward` and `inverse` members needs none of this: it
@@ -162,31 +198,19 @@ inline BackwardOutput Invertible::backward_step(
   given.outputs.clear();
 
   std::vector<at::Tensor> arguments = result.inputs;
-  std::vector<at::Tensor> leaves; // those arguments whose gradient is wanted
   for (size_t i = 0; i < arguments.size(); ++i) {
     arguments[i] = arguments[i].detach();
     if (given.needs_grad[i]) {
-      leaves.push_back(arguments[i].requires_grad_());
+      arguments[i].requires_grad_();
     }
   }
-  const std::vector<at::Tensor> wanted = parameters.wanted(module());
-
   const detail::Recording::ReplayScope scope(recording);
   std::vector<at::Tensor> outputs = [&] {
     const at::AutoGradMode with_graph(true);
     return run(direction, arguments, recording);
   }();
-  detail::check_reaches_only(outputs, leaves, module());
-  std::vector<at::Tensor> gradients = detail::local_gradient(
-      std::move(outputs), std::move(given.grad_outputs), leaves, wanted);
-
-  auto next = gradients.begin();
-  for (const bool needed : given.needs_grad) {
-    result.grad_inputs.push_back(needed ? std::move(*next++) : at::Tensor());
-  }
-  for (const at::Tensor& parameter : wanted) {
-    parameters.add(parameter, std::move(*next++));
-  }
+  result.grad_inputs = detail::differentiate_run(
+      module(), arguments, std::move(outputs), std::move(given), parameters);
   return result;
 }
 

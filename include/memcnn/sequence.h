@@ -339,13 +339,12 @@ class ReversibleSequenceImpl final
       detail::Recording off = detail::Recording::off();
       return run(direction, {input}, off)[0];
     }
-    auto state = c10::make_intrusive<detail::NodeState>();
-    state->place =
-        std::string("ReversibleSequence::") + name_of(direction) + "()";
-    state->map =
-        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this());
-    state->direction = direction;
-    state->recording = detail::Recording::start(options.preserve_rng_state());
+    auto state = c10::make_intrusive<detail::NodeState>(
+        std::string("ReversibleSequence::") + name_of(direction) + "()",
+        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this()),
+        direction,
+        /*keep_inputs=*/false,
+        options.preserve_rng_state());
     return detail::run_node(std::move(state), {input}, *this)[0];
   }
 

@@ -63,13 +63,12 @@ class WrapperCore {
     const bool keep = direction == Direction::kForward
         ? options.keep_input()
         : options.keep_input_inverse();
-    auto state = c10::make_intrusive<NodeState>();
-    state->place =
-        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()";
-    state->map = map_;
-    state->direction = direction;
-    state->keep_inputs = keep;
-    state->recording = Recording::start(options.preserve_rng_state());
+    auto state = c10::make_intrusive<NodeState>(
+        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()",
+        map_,
+        direction,
+        keep,
+        options.preserve_rng_state());
 
     Tensors outputs = run_node(state, inputs, map_->module());
     kept_because_ = keep ? "the options say so" : "";

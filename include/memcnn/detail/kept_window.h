@@ -55,23 +55,24 @@ class KeptWindow {
       kept.arguments.push_back(input.detach().requires_grad_());
       input.reset();
     }
-    // Inside a torch profiler nothing can be measured: then the plan of an
-    // earlier run holds, and without one nothing is kept.
-    std::optional<AllocationMeter> added;
-    if (is_measured_) {
-      added.emplace();
-    }
+    int64_t added_bytes = 0;
     {
+      // Inside a torch profiler nothing can be measured: then the plan of an
+      // earlier run holds, and without one nothing is kept.
+      std::optional<AllocationMeter> added;
+      if (is_measured_) {
+        added.emplace();
+      }
       const at::AutoGradMode with_graph(true);
       kept.outputs = block.run(direction, kept.arguments, recording);
+      added_bytes = added ? added->held_bytes() : 0;
     }
     Tensors outputs;
     for (const at::Tensor& output : kept.outputs) {
       outputs.push_back(output.detach());
     }
     recording.kept.emplace(std::move(kept));
-    blocks_.push_back(
-        {&recording, argument_bytes, added ? added->held_bytes() : 0});
+    blocks_.push_back({&recording, argument_bytes, added_bytes});
     bytes_ += blocks_.back().bytes;
     // Arguments are results of the block before, where that one is kept.
     while (!blocks_.empty() &&
@@ -121,31 +122,18 @@ inline BackwardOutput kept_backward_step(
     recording.kept.reset();
   }
   given.outputs.clear();
-  check_reaches_only(kept.outputs, kept.arguments, block.module());
-  Tensors leaves;
-  for (size_t i = 0; i < kept.arguments.size(); ++i) {
-    if (given.needs_grad[i]) {
-      leaves.push_back(kept.arguments[i]);
-    }
-  }
-  const Tensors wanted = parameters.wanted(block.module());
-  Tensors gradients = local_gradient(
-      std::move(kept.outputs),
-      std::move(given.grad_outputs),
-      leaves,
-      wanted,
-      given.retain_graph ? GraphUse::kRetain : GraphUse::kFree);
-
+  const GraphUse use = given.retain_graph ? GraphUse::kRetain : GraphUse::kFree;
   BackwardOutput result;
-  auto next = gradients.begin();
-  for (size_t i = 0; i < kept.arguments.size(); ++i) {
-    result.inputs.push_back(kept.arguments[i].detach());
-    result.grad_inputs.push_back(
-        given.needs_grad[i] ? std::move(*next++) : at::Tensor());
+  for (const at::Tensor& argument : kept.arguments) {
+    result.inputs.push_back(argument.detach());
   }
-  for (const at::Tensor& parameter : wanted) {
-    parameters.add(parameter, std::move(*next++));
-  }
+  result.grad_inputs = differentiate_run(
+      block.module(),
+      kept.arguments,
+      std::move(kept.outputs),
+      std::move(given),
+      parameters,
+      use);
   return result;
 }
 

@@ -51,11 +51,23 @@ class Saved {
 
 /// All that one autograd node knows: which map ran, what it needs to run back.
 struct NodeState : torch::CustomClassHolder {
+  NodeState(
+      std::string place_,
+      std::shared_ptr<Invertible> map_,
+      Direction direction_,
+      bool keep_inputs_,
+      bool preserve_rng_state)
+      : place(std::move(place_)),
+        map(std::move(map_)),
+        direction(direction_),
+        keep_inputs(keep_inputs_),
+        recording(Recording::start(preserve_rng_state)) {}
+
   std::string place; // "InvertibleModuleWrapper::forward()"
   std::shared_ptr<Invertible> map;
-  Direction direction = Direction::kForward;
-  bool keep_inputs = false;
-  Recording recording = Recording::off();
+  Direction direction;
+  bool keep_inputs;
+  Recording recording;
 
   std::vector<Saved> inputs; // those kept; the others are undefined
   std::vector<Saved> outputs; // none if all inputs are kept
