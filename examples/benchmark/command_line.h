@@ -113,6 +113,12 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
          "Of weights and image: " + joined(dtype_names()))
       ->check(one_of(dtype_names()));
   app.add_option(
+         "--memory-format",
+         config.memory_format,
+         "Of weights and image: " + joined(memory_format_names()) +
+             " (faster convolutions on a CPU)")
+      ->check(one_of(memory_format_names()));
+  app.add_option(
       "--budget",
       config.budget,
       "What sequence-budget may keep: a number of MiB, a percentage of what "

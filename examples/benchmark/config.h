@@ -25,6 +25,11 @@ inline const std::vector<std::string>& dtype_names() {
   return names;
 }
 
+inline const std::vector<std::string>& memory_format_names() {
+  static const std::vector<std::string> names = {"contiguous", "channels-last"};
+  return names;
+}
+
 inline const std::vector<std::string>& device_names() {
   static const std::vector<std::string> names = {"cpu", "cuda"};
   return names;
@@ -40,6 +45,7 @@ struct Config {
   int64_t size = 32; // height and width of an image
   std::string coupling = "additive";
   std::string dtype = "float32";
+  std::string memory_format = "contiguous"; // of weights and image
   std::string device = "cpu";
   int64_t seed = 0; // of weights and image
   int64_t threads = 2;

@@ -34,6 +34,11 @@ inline at::ScalarType dtype_of(const std::string& name) {
                            : at::kFloat;
 }
 
+inline at::MemoryFormat memory_format_of(const std::string& name) {
+  return name == "channels-last" ? at::MemoryFormat::ChannelsLast
+                                 : at::MemoryFormat::Contiguous;
+}
+
 /// The first module of a type, in the order of registration.
 template <class Impl>
 Impl& first_of(const torch::nn::Module& module) {
@@ -61,8 +66,14 @@ class Contest {
     image_ = torch::randn({config.batch, 3, config.size, config.size});
     const at::Device device(config.device);
     network_->to(device, dtype_of(config.dtype));
-    image_ = image_.to(device, dtype_of(config.dtype));
+    const auto format = memory_format_of(config.memory_format);
+    image_ = image_.to(device, dtype_of(config.dtype)).contiguous(format);
     parameters_ = network_->parameters();
+    for (const at::Tensor& parameter : parameters_) {
+      if (parameter.dim() == 4) {
+        parameter.set_data(parameter.data().contiguous(format));
+      }
+    }
     for (const at::Tensor& buffer : network_->buffers()) {
       buffers_.emplace_back(buffer, buffer.clone());
     }

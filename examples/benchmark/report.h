@@ -85,7 +85,7 @@ inline void print_table(
   const bool cuda = config.device == "cuda";
   std::printf(
       "%lld %s couplings of 2 x %lld channels, batch %lld, %lld x %lld, %s, "
-      "%s, %lld %s\n",
+      "%s, %s, %lld %s\n",
       static_cast<long long>(config.depth),
       config.coupling.c_str(),
       static_cast<long long>(config.channels),
@@ -93,6 +93,7 @@ inline void print_table(
       static_cast<long long>(config.size),
       static_cast<long long>(config.size),
       config.dtype.c_str(),
+      config.memory_format.c_str(),
       config.device.c_str(),
       static_cast<long long>(config.threads),
       config.threads == 1 ? "thread" : "threads");
@@ -187,6 +188,7 @@ inline nlohmann::ordered_json to_json(
       {"device", config.device},
       {"threads", config.threads},
       {"dtype", config.dtype},
+      {"memory_format", config.memory_format},
       {"coupling", config.coupling},
       {"default_allocator", config.default_allocator}};
   if (result.failed()) {

@@ -160,8 +160,8 @@ TEST_F(BenchmarkProgram, PrintsTable) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.err, "");
   for (const char* text :
-       {"3 additive couplings of 2 x 4 channels, batch 2, 8 x 8, float32, cpu, "
-        "1 thread\n",
+       {"3 additive couplings of 2 x 4 channels, batch 2, 8 x 8, float32, "
+        "contiguous, cpu, 1 thread\n",
         "\nplain ",
         "\ncheckpoint ",
         "\nwrapper ",
@@ -183,7 +183,13 @@ TEST_F(BenchmarkProgram, PrintsAllFieldsAsJson) {
   ASSERT_EQ(rows.size(), 5U);
   for (const json& row : rows) {
     for (const char* text :
-         {"engine", "version", "torch", "device", "dtype", "coupling"}) {
+         {"engine",
+          "version",
+          "torch",
+          "device",
+          "dtype",
+          "memory_format",
+          "coupling"}) {
       EXPECT_TRUE(row.at(text).is_string()) << text;
     }
     for (const char* count :
