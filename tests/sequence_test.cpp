@@ -102,11 +102,111 @@ TEST_F(ReversibleSequence, InverseSavesMemoryAndHasRightGradients) {
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
 }
 
-TEST_F(ReversibleSequence, EmptyChainReturnsItsInput) {
+TEST_F(ReversibleSequence, RefusesToRunWithoutBlocks) {
   memcnn::ReversibleSequence empty;
-  const torch::Tensor x = torch::ones({2, 4});
-  EXPECT_TRUE(empty(x).equal(x));
-  EXPECT_TRUE(empty->inverse(x).equal(x));
+  const torch::Tensor x = leaf({2, 4, 3, 3}, torch::kFloat);
+  EXPECT_EQ(
+      message_of([&] { empty(x); }),
+      "ReversibleSequence::forward(): expected at least one block, but got "
+      "none. Add blocks with push_back().");
+  EXPECT_TRUE(contains(
+      message_of([&] { empty->inverse(x); }),
+      {"ReversibleSequence::inverse(): expected at least one block"}));
+}
+
+TEST_F(ReversibleSequence, RefusesABudgetBelowZero) {
+  memcnn::ReversibleSequence sequence(additive());
+  sequence->options.memory_budget(-1);
+  EXPECT_EQ(
+      message_of([&] {
+        sequence(torch::randn({2, 4, 3, 3}));
+      }),
+      "ReversibleSequence::forward(): expected a memory_budget of 0 or more "
+      "bytes, but got -1. 0 keeps no activations.");
+}
+
+TEST_F(ReversibleSequence, NamesTheBlockWhoseShapesDoNotFit) {
+  memcnn::ReversibleSequence sequence(
+      additive(), memcnn::AdditiveCoupling(SmoothBranch(3), SmoothBranch(3)));
+  const torch::Tensor x = leaf({2, 4, 3, 3}, torch::kFloat) * 2;
+  const torch::Tensor values = x.detach().clone();
+  try {
+    sequence(x);
+    FAIL() << "no error";
+  } catch (const c10::Error& error) {
+    EXPECT_TRUE(contains(
+        error.what(),
+        {"ReversibleSequence::forward(): block 1 (AdditiveCoupling)",
+         "in F of AdditiveCoupling::forward(): argument sizes [2, 2, 3, 3]"}));
+  }
+  EXPECT_TRUE(x.equal(values));
+}
+
+// Memory format of the halves.
+
+TEST_F(ReversibleSequence, HalvesTravelInTheMemoryFormatAskedFor) {
+  constexpr auto kChannelsLast = torch::MemoryFormat::ChannelsLast;
+  std::vector<bool> asked_for;
+  const auto probe = [&](const torch::Tensor& tensor) {
+    asked_for.push_back(tensor.is_contiguous(kChannelsLast));
+  };
+  Chain chain = Chain::make(
+      2, [&] { return torch::nn::AnyModule(ProbedProduct(probe)); });
+  auto& sequence = *chain.module().as<memcnn::ReversibleSequenceImpl>();
+  sequence.options.memory_format(kChannelsLast);
+  const torch::Tensor x = leaf({3, 8, 5, 5}, torch::kFloat);
+  const torch::Tensor y = sequence.forward(x * 2);
+  EXPECT_TRUE(y.is_contiguous()) << "the caller's format";
+  y.square().sum().backward();
+  EXPECT_EQ(asked_for, std::vector<bool>(12, true)); // and gradients
+  EXPECT_TRUE(x.grad().is_contiguous());
+  EXPECT_TRUE(contains(c10::str(sequence), {"memory_format=ChannelsLast)"}));
+}
+
+TEST_F(ReversibleSequence, MemoryFormatLeavesGradientsAsTheyAre) {
+  Chain plain =
+      Chain::make(4, [] { return torch::nn::AnyModule(ConvBranch(4)); });
+  plain.module().to(torch::kDouble);
+  Chain saving = plain.twin();
+  auto& sequence = *saving.module().as<memcnn::ReversibleSequenceImpl>();
+  sequence.options.memory_format(torch::MemoryFormat::ChannelsLast);
+  const torch::Tensor x = leaf({3, 8, 5, 5});
+  const torch::Tensor x_twin = x.detach().clone().requires_grad_();
+  for (const int64_t budget : {0, 100'000}) {
+    sequence.options.memory_budget(budget);
+    plain.module().zero_grad();
+    saving.module().zero_grad();
+    x.mutable_grad() = x_twin.mutable_grad() = torch::Tensor();
+    plain.plain(made_by_a_layer(x)).square().sum().backward();
+    saving.run(Engine::kSequence, made_by_a_layer(x_twin))
+        .square()
+        .sum()
+        .backward();
+    EXPECT_LT(relative_error(x_twin.grad(), x.grad()), kGradientFloat64);
+    EXPECT_LT(
+        relative_error(saving.gradients(), plain.gradients()),
+        kGradientFloat64);
+  }
+}
+
+TEST_F(ReversibleSequence, RefusesAMemoryFormatOfOtherDims) {
+  memcnn::ReversibleSequence sequence(
+      memcnn::ReversibleSequenceOptions().memory_format(
+          torch::MemoryFormat::ChannelsLast),
+      additive());
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        sequence(torch::randn({2, 4}));
+      }),
+      {"ReversibleSequence::forward(): expected an input of 4 dims for its "
+       "memory_format, but got sizes [2, 4]",
+       "Set ChannelsLast for images (N, C, H, W)"}));
+  sequence->options.memory_format(torch::MemoryFormat::Preserve);
+  EXPECT_TRUE(contains(
+      message_of([&] {
+        sequence(torch::randn({2, 4, 3, 3}));
+      }),
+      {"expected a memory_format to convert to, but got Preserve."}));
 }
 
 TEST_F(ReversibleSequence, OneArgumentOfItsTypeShares) {
@@ -256,6 +356,32 @@ TEST_F(ReversibleSequence, BudgetAndRetainedGraphs) {
       torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true);
   const auto second = torch::autograd::grad({loss}, {x});
   EXPECT_TRUE(first[0].equal(second[0]));
+}
+
+TEST_F(ReversibleSequence, BudgetSurvivesABlockThatFailsHalfWay) {
+  // The last G throws in its first run: blocks before it are kept by then.
+  memcnn::ReversibleSequence sequence(
+      memcnn::ReversibleSequenceOptions().memory_budget(1'000'000));
+  Throwing failing(4, 1);
+  sequence->push_back(memcnn::AdditiveCoupling(
+      torch::nn::Linear(4, 4), torch::nn::Linear(4, 4)));
+  sequence->push_back(
+      memcnn::AdditiveCoupling(torch::nn::Linear(4, 4), failing));
+  const torch::Tensor x = leaf({3, 8}, torch::kFloat);
+  const torch::Tensor input = x * 2;
+  const torch::Tensor values = input.detach().clone();
+  memcnn::AllocationMeter meter;
+  EXPECT_THROW(sequence(input), std::domain_error);
+  EXPECT_TRUE(input.equal(values)) << "the caller's input";
+  EXPECT_EQ(meter.held_bytes(), 0) << "what was kept goes with the failure";
+  // Usable again, with right gradients.
+  sequence(input).square().sum().backward();
+  EXPECT_EQ(sequence->kept_blocks(), 2u);
+  const torch::Tensor found = x.grad().clone();
+  x.mutable_grad() = torch::Tensor();
+  sequence->options.disable(true);
+  sequence(x * 2).square().sum().backward();
+  EXPECT_LT(relative_error(found, x.grad()), 1e-5);
 }
 
 TEST_F(ReversibleSequence, BudgetInsideABudget) {

@@ -119,6 +119,13 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
              " (faster convolutions on a CPU)")
       ->check(one_of(memory_format_names()));
   app.add_option(
+         "--sequence-format",
+         config.sequence_format,
+         "Memory format in which halves travel in a sequence, whatever the "
+         "image has: " +
+             joined(sequence_format_names()))
+      ->check(one_of(sequence_format_names()));
+  app.add_option(
       "--budget",
       config.budget,
       "What sequence-budget may keep: a number of MiB, a percentage of what "

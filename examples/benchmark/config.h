@@ -30,6 +30,11 @@ inline const std::vector<std::string>& memory_format_names() {
   return names;
 }
 
+inline const std::vector<std::string>& sequence_format_names() {
+  static const std::vector<std::string> names = {"input", "channels-last"};
+  return names;
+}
+
 inline const std::vector<std::string>& device_names() {
   static const std::vector<std::string> names = {"cpu", "cuda"};
   return names;
@@ -46,6 +51,7 @@ struct Config {
   std::string coupling = "additive";
   std::string dtype = "float32";
   std::string memory_format = "contiguous"; // of weights and image
+  std::string sequence_format = "input"; // of the halves in a sequence
   std::string device = "cpu";
   int64_t seed = 0; // of weights and image
   int64_t threads = 2;

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -149,9 +150,11 @@ Engine wrapper_engine(std::shared_ptr<Network<Coupling>> network) {
 template <class Coupling>
 Engine sequence_engine(
     std::shared_ptr<Network<Coupling>> network,
+    std::optional<at::MemoryFormat> format,
     int64_t budget_bytes) {
   memcnn::ReversibleSequence sequence(
-      memcnn::ReversibleSequenceOptions().memory_budget(budget_bytes));
+      memcnn::ReversibleSequenceOptions().memory_format(format).memory_budget(
+          budget_bytes));
   for (const Coupling& block : network->blocks) {
     sequence->push_back(block);
   }
@@ -181,7 +184,12 @@ Engine make_engine(
   if (name == "wrapper") {
     return wrapper_engine(network);
   }
-  return sequence_engine(network, name == "sequence" ? 0 : budget_bytes);
+  std::optional<at::MemoryFormat> format;
+  if (config.sequence_format == "channels-last") {
+    format = at::MemoryFormat::ChannelsLast;
+  }
+  return sequence_engine(
+      network, format, name == "sequence" ? 0 : budget_bytes);
 }
 
 } // namespace benchmark

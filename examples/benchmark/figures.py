@@ -34,7 +34,7 @@ PYTHON = {
     "revlib": ("revlib (Python)", "#bc4c9b"),
 }
 ALIASES = {"memcnn-keep-first": "memcnn"}  # the workaround stands in where the engine itself fails
-SETTING = ("channels", "batch", "size", "device", "threads")
+SETTING = ("channels", "batch", "size", "device", "threads", "memory_format")
 
 
 class DataError(Exception):
@@ -230,7 +230,7 @@ def main():
     ours, theirs = read_rows(arguments.benchmark), read_rows(arguments.peers)
     setting = check_same_setting(ours + theirs)
     subtitle = (f"2 × {setting['channels']} channels, batch {setting['batch']}, "
-                f"{setting['size']} × {setting['size']}, {dtype_of(ours)}, ")
+                f"{setting['size']} × {setting['size']}, {dtype_of(ours)} {setting['memory_format']}, ")
     subtitle += f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else "one GPU"
     if theirs:
         subtitle += "; dashed: Python packages"

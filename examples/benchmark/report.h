@@ -189,6 +189,7 @@ inline nlohmann::ordered_json to_json(
       {"threads", config.threads},
       {"dtype", config.dtype},
       {"memory_format", config.memory_format},
+      {"sequence_format", config.sequence_format},
       {"coupling", config.coupling},
       {"default_allocator", config.default_allocator}};
   if (result.failed()) {

@@ -189,6 +189,7 @@ TEST_F(BenchmarkProgram, PrintsAllFieldsAsJson) {
           "device",
           "dtype",
           "memory_format",
+          "sequence_format",
           "coupling"}) {
       EXPECT_TRUE(row.at(text).is_string()) << text;
     }
@@ -261,6 +262,17 @@ TEST_F(BenchmarkProgram, ComparesWithPlainUnlisted) {
   for (const json& row : rows) {
     EXPECT_LT(row.at("grad_rel_error"), 1e-12);
     EXPECT_GT(row.at("ratio_to_plain"), 0.0);
+  }
+}
+
+TEST_F(BenchmarkProgram, RunsInMemoryFormats) {
+  for (const std::string arguments :
+       {"--memory-format channels-last", "--sequence-format channels-last"}) {
+    const auto rows = small(arguments + " --json").rows();
+    ASSERT_EQ(rows.size(), 5U) << arguments;
+    for (const json& row : rows) {
+      EXPECT_TRUE(row.at("grad_agrees").get<bool>()) << row;
+    }
   }
 }
 

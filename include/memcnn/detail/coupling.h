@@ -31,11 +31,14 @@ namespace memcnn::detail {
 
 using Halves = std::array<at::Tensor, 2>;
 
-/// Splits a tensor in two dense ones along a dimension. The first half is the
-/// larger one where the size is odd, as in torch::chunk. `place` begins an
-/// error.
-inline Halves
-split_halves(const std::string& place, const at::Tensor& input, int64_t dim) {
+/// Splits a tensor in two dense ones along a dimension, in the given memory
+/// format or, without one, in its own. The first half is the larger one where
+/// the size is odd, as in torch::chunk. `place` begins an error.
+inline Halves split_halves(
+    const std::string& place,
+    const at::Tensor& input,
+    int64_t dim,
+    std::optional<at::MemoryFormat> format = std::nullopt) {
   TORCH_CHECK_VALUE(
       input.defined(),
       place,
@@ -68,9 +71,11 @@ split_halves(const std::string& place, const at::Tensor& input, int64_t dim) {
       input.sizes(),
       "). Give more channels, or set CouplingOptions().split_dim().");
   const int64_t first = (size + 1) / 2;
-  return {
-      dense(input.narrow(dim, 0, first)),
-      dense(input.narrow(dim, first, size - first))};
+  const auto half = [&](int64_t start, int64_t length) {
+    const at::Tensor view = input.narrow(dim, start, length);
+    return format ? view.contiguous(*format) : dense(view);
+  };
+  return {half(0, first), half(first, size - first)};
 }
 
 /// The module behind every coupling: two halves, of which each is updated in

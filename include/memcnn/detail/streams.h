@@ -18,9 +18,18 @@ namespace memcnn::detail {
 /// What travels between the blocks of a sequence: one whole tensor, or the two
 /// halves of it along some dimension, as long as all blocks want it so
 /// (Note [Streams of a sequence], rule 1). May be undefined as a whole.
+///
+/// Halves travel in the given memory format or, without one, in that of the
+/// whole tensor, which has its own again where halves are joined.
 class Streams {
  public:
-  explicit Streams(at::Tensor whole) : tensors_{std::move(whole)} {}
+  Streams(at::Tensor whole, std::optional<at::MemoryFormat> half_format)
+      : half_format_(half_format) {
+    if (half_format_ && whole.defined()) {
+      whole_format_ = whole.suggest_memory_format();
+    }
+    tensors_ = {std::move(whole)};
+  }
 
   /// The tensors in the form that a block takes, given away: the block is then
   /// their only owner, and may overwrite them.
@@ -48,17 +57,19 @@ class Streams {
  private:
   void join() {
     if (split_dim_) {
+      at::Tensor whole = tensors_[0].defined()
+          ? at::cat({tensors_[0], tensors_[1]}, *split_dim_)
+          : at::Tensor();
       tensors_ = {
-          tensors_[0].defined()
-              ? at::cat({tensors_[0], tensors_[1]}, *split_dim_)
-              : at::Tensor()};
+          whole_format_ && whole.defined() ? whole.contiguous(*whole_format_)
+                                           : whole};
       split_dim_.reset();
     }
   }
 
   void split(const std::string& place, int64_t dim) {
     if (tensors_[0].defined()) {
-      const Halves halves = split_halves(place, tensors_[0], dim);
+      const Halves halves = split_halves(place, tensors_[0], dim, half_format_);
       tensors_ = {halves[0], halves[1]};
     } else {
       tensors_ = {at::Tensor(), at::Tensor()};
@@ -66,6 +77,8 @@ class Streams {
     split_dim_ = dim;
   }
 
+  std::optional<at::MemoryFormat> half_format_;
+  std::optional<at::MemoryFormat> whole_format_; // where it may be another
   std::vector<at::Tensor> tensors_;
   std::optional<int64_t> split_dim_;
 };

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Measure one training step of memcnn_benchmark's network under Python packages that save memory.
+
+Prints one JSON object an engine and line, with the fields of memcnn_benchmark. Every engine has a process of its own.
+
+Needs torch, and for each package what pip installs by its name: memcnn, revtorch, revlib. An engine whose package is
+missing says so in its line, and the others go on.
+"""
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+PACKAGES = {"plain": "torch", "checkpoint": "torch", "memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib"}
+
+
+class Branch(torch.nn.Sequential):
+    """F or G: twice batch normalisation, ReLU and a 3x3 convolution."""
+
+    def __init__(self, channels):
+        layers = []
+        for _ in range(2):
+            layers += [torch.nn.BatchNorm2d(channels), torch.nn.ReLU(inplace=True),
+                       torch.nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)]
+        super().__init__(*layers)
+
+
+class Network(torch.nn.Module):
+    """A convolution, then pairs of branches, which an engine makes couplings of."""
+
+    def __init__(self, depth, channels):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 2 * channels, kernel_size=3, padding=1)
+        self.pairs = torch.nn.ModuleList(
+            torch.nn.ModuleList([Branch(channels), Branch(channels)]) for _ in range(depth))
+
+
+def couple(f, g, x1, x2):
+    y1 = x1 + f(x2)
+    return y1, x2 + g(y1)
+
+
+# Engines: from a network to a function of the stem's output that returns the halves of the last output.
+
+def plain(network):
+    def run(x):
+        halves = x.chunk(2, dim=1)
+        for f, g in network.pairs:
+            halves = couple(f, g, *halves)
+        return halves
+    return run
+
+
+def checkpoint(network):
+    from torch.utils.checkpoint import checkpoint as recomputed
+
+    def run(x):
+        halves = x.chunk(2, dim=1)
+        for f, g in network.pairs:
+            halves = recomputed(couple, f, g, *halves, use_reentrant=False)
+        return halves
+    return run
+
+
+def memcnn(network):
+    import memcnn as package
+    wrappers = [package.InvertibleModuleWrapper(package.AdditiveCoupling(f, g)) for f, g in network.pairs]
+
+    def run(x):
+        for wrapper in wrappers:
+            x = wrapper(x)
+        return x.chunk(2, dim=1)
+    return run
+
+
+def revtorch(network):
+    from revtorch.revtorch import ReversibleBlock, ReversibleSequence
+    blocks = torch.nn.ModuleList(ReversibleBlock(f, g) for f, g in network.pairs)
+    sequence = ReversibleSequence(blocks)
+    return lambda x: sequence(x).chunk(2, dim=1)
+
+
+def revlib(network):
+    import revlib as package
+    sequence = package.ReversibleSequential(*(branch for pair in network.pairs for branch in pair))
+    return lambda x: sequence(x).chunk(2, dim=1)
+
+
+ENGINES = {"plain": plain, "checkpoint": checkpoint, "memcnn": memcnn, "revtorch": revtorch, "revlib": revlib}
+
+
+class Step:
+    """One training step without an optimiser: forward, loss, backward."""
+
+    def __init__(self, engine, network, image):
+        self.engine, self.network, self.image = engine(network), network, image
+
+    def loss(self):
+        first, second = self.engine(self.network.stem(self.image))
+        return first.square().mean() + second.square().mean()
+
+    def __call__(self):
+        self.loss().backward()
+
+    def forget_gradients(self):
+        self.network.zero_grad(set_to_none=True)
+
+    def gradients(self):
+        return torch.cat([parameter.grad.double().flatten() for parameter in self.network.parameters()])
+
+
+def timed(step):
+    step.forget_gradients()
+    start = time.perf_counter()
+    loss = step.loss()
+    middle = time.perf_counter()
+    loss.backward()
+    return middle - start, time.perf_counter() - middle
+
+
+def measured_memory(step):
+    """Sums over the allocator's reports: held after the loss, highest, and left after the step."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()  # seen too, so that the sizes of what the next step frees are known
+        step.forget_gradients()
+        with torch.profiler.record_function("step begins"):
+            pass
+        loss = step.loss()
+        with torch.profiler.record_function("forward ends"):
+            pass
+        loss.backward()
+        del loss
+    events = list(profiler.profiler.kineto_results.events())
+    begin, middle = (max(event.start_ns() for event in events if event.name() == name)
+                     for name in ("step begins", "forward ends"))
+    reports = sorted((event.start_ns(), event.nbytes()) for event in events
+                     if event.name() == "[memory]" and event.start_ns() > begin)
+    saved = held = peak = 0
+    for when, size in reports:
+        held += size
+        peak = max(peak, held)
+        saved = held if when < middle else saved
+    return {"saved_bytes": saved, "peak_bytes": peak, "left_bytes": held}
+
+
+def measurement(name, options):
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    memory_format = FORMATS[options.memory_format]
+    network = Network(options.depth, options.channels).to(memory_format=memory_format)
+    image = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=memory_format)
+
+    reference = Step(plain, network, image)
+    reference()
+    expected = reference.gradients()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    reference.forget_gradients()
+
+    step = Step(ENGINES[name], network, image)
+    step()
+    found = step.gradients()
+    error = ((found - expected).norm() / expected.norm()).item()
+    first_branch = network.pairs[0][0]
+    result = {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "grad_norm_first": first_branch[2].weight.grad.norm().item(),
+        "grad_rel_error": error,
+        "grad_agrees": error < 1e-3,
+        "bn_updates": first_branch[0].num_batches_tracked.item(),
+    }
+    for _ in range(options.warmup):
+        timed(step)
+    times = [timed(step) for _ in range(options.steps)]
+    steps = [sum(pair) for pair in times]
+    return result | {
+        "step_s": statistics.median(steps),
+        "forward_s": statistics.median(forward for forward, _ in times),
+        "backward_s": statistics.median(backward for _, backward in times),
+        "step_min_s": min(steps),
+    } | measured_memory(step)
+
+
+def setting(name, options):
+    version = None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(PACKAGES[name])
+    return {"engine": name, "version": version, "torch": torch.__version__, "depth": options.depth,
+            "channels": options.channels, "batch": options.batch, "size": options.size, "device": "cpu",
+            "threads": options.threads, "memory_format": options.memory_format}
+
+
+def print_row(name, options):
+    row = setting(name, options)
+    try:
+        row |= measurement(name, options)
+    except Exception as error:  # of a package: the table shows it
+        row["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(row), flush=True)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def engines(text):
+        names = text.split(",")
+        unknown = [name for name in names if name not in ENGINES]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"expected engines out of {', '.join(ENGINES)}, but got {unknown[0]}")
+        return names
+
+    parser.add_argument("--engines", type=engines, default=list(ENGINES), help=", ".join(ENGINES) + " (default: all)")
+    for name, default, text in (("depth", 27, "couplings"), ("channels", 16, "of one half"), ("batch", 20, "images"),
+                                ("size", 32, "height and width of an image"), ("steps", 15, "timed steps"),
+                                ("warmup", 2, "steps before the timed ones"), ("threads", 2, "on the CPU"),
+                                ("seed", 0, "of weights and image")):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--memory-format", choices=FORMATS, default="contiguous",
+                        help="of weights and image (default: contiguous)")
+    parser.add_argument("--json", action="store_true", help="accepted for sweep.sh: there is no other output")
+    parser.add_argument("--in-process", action="store_true", help="no process of its own for each engine")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    warnings.simplefilter("ignore")  # the packages call deprecated functions
+    for name in options.engines:
+        if options.in_process:
+            print_row(name, options)
+        else:
+            command = [sys.executable, __file__, *sys.argv[1:], "--engines", name, "--in-process"]
+            child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+            row = child.stdout.strip() or json.dumps(
+                setting(name, options) | {"error": f"its process ended with code {child.returncode}"})
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
