@@ -118,6 +118,23 @@ function(_memcnn_torch_cuda_version dir result)
   endforeach()
 endfunction()
 
+# For the LibTorch that is loaded, by memcnn or by the project before it: sets
+# <problem> if it is too old, and makes it tell which C++ its headers need.
+function(memcnn_check_loaded_torch problem)
+  set(${problem} "" PARENT_SCOPE)
+  # A project may have the target from elsewhere, with no version to check.
+  if(Torch_VERSION AND Torch_VERSION VERSION_LESS MEMCNN_TORCH_MINIMUM_VERSION)
+    set(${problem}
+        "memcnn needs LibTorch ${MEMCNN_TORCH_MINIMUM_VERSION} or later, but \
+this project has loaded LibTorch ${Torch_VERSION}. Point Torch_DIR at a newer \
+one."
+        PARENT_SCOPE)
+  elseif(Torch_VERSION VERSION_GREATER_EQUAL 2.14)
+    # Its headers need C++20, and its own target does not say so.
+    target_compile_features(torch INTERFACE cxx_std_20)
+  endif()
+endfunction()
+
 # Loads the LibTorch of <dir>, which defines the target `torch`; where that
 # cannot work, <problem> says what to do instead. A macro, since enabling a
 # language and find_package() need the caller's scope.
@@ -160,9 +177,6 @@ with -DCUDAToolkit_ROOT=/path/to/cuda;\n\
   if(NOT ${problem})
     find_package(Torch ${MEMCNN_TORCH_MINIMUM_VERSION} REQUIRED CONFIG
       PATHS "${dir}" NO_DEFAULT_PATH)
-    if(Torch_VERSION VERSION_GREATER_EQUAL 2.14)
-      # Its headers need C++20, and its own target does not say so.
-      target_compile_features(torch INTERFACE cxx_std_20)
-    endif()
+    memcnn_check_loaded_torch(${problem})
   endif()
 endmacro()

@@ -106,7 +106,10 @@ def cpp_messages(text):
 def cmake_messages(text):
     text = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
     text = text.replace("\\\n", "")
-    call = r"(?:message\(\s*FATAL_ERROR|set\(\$\{problem\}|give_up\()\s*"
+    call = (
+        r"(?:message\(\s*FATAL_ERROR|set\(\$\{problem\}|"
+        r"set\(memcnn_NOT_FOUND_MESSAGE|give_up\()\s*"
+    )
     for found in re.finditer(rf"{call}({STRING})", text):
         message = []
         for part in re.split(r"(\$\{\w+\})", content(found[1])):
