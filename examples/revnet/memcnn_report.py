@@ -1481,7 +1481,7 @@ th:first-child { text-align: left; padding-left: 16px; }
 td:last-child, th:last-child { padding-right: 16px; }
 tbody th { font-weight: 500; }
 tbody th .small { display: block; font-weight: 400; font-size: 12px; line-height: 1.35; }
-.model { font-weight: 600; font-size: 15px; color: var(--ink); }
+.model { white-space: nowrap; font-weight: 600; font-size: 15px; color: var(--ink); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin-top: 22px; }
 .pair th, .pair td { padding-left: 6px; padding-right: 6px; }
 .pair th:first-child { padding-left: 16px; width: 40%; }
