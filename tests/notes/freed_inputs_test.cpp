@@ -94,7 +94,10 @@ TEST_F(FreedInputs, Rule1ZerosOfAReluComeBackAsZeros) {
     y.sum().backward();
     EXPECT_TRUE(input.eq(0).equal(values.eq(0)));
     EXPECT_TRUE(input.gt(0).equal(values.gt(0)));
-    EXPECT_TRUE((x.grad() == 0).equal(x <= 0));
+    // Not the other way round: a gradient of exactly 0 is no ReLU's alone, and
+    // bfloat16 has few values.
+    EXPECT_FALSE((x.grad() != 0).logical_and(x <= 0).any().item<bool>());
+    EXPECT_GT((x.grad() != 0).sum().item<int64_t>(), x.numel() / 4);
   }
 }
 
