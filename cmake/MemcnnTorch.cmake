@@ -135,6 +135,19 @@ one."
   endif()
 endfunction()
 
+# Makes the linker find the CUDA libraries of a Python package, which come in
+# packages of their own, before those of the toolkit: LibTorch 2.15 needs a newer
+# NCCL than some toolkits have beside them. At run time that is so without help.
+function(_memcnn_prefer_cuda_of_wheel dir)
+  if(CMAKE_SYSTEM_NAME STREQUAL Linux)
+    file(GLOB folders "${dir}/../../../../nvidia/*/lib")
+    foreach(folder IN LISTS folders)
+      cmake_path(NORMAL_PATH folder)
+      target_link_options(torch INTERFACE "LINKER:-rpath-link,${folder}")
+    endforeach()
+  endif()
+endfunction()
+
 # Loads the LibTorch of <dir>, which defines the target `torch`; where that
 # cannot work, <problem> says what to do instead. A macro, since enabling a
 # language and find_package() need the caller's scope.
@@ -178,5 +191,6 @@ with -DCUDAToolkit_ROOT=/path/to/cuda;\n\
     find_package(Torch ${MEMCNN_TORCH_MINIMUM_VERSION} REQUIRED CONFIG
       PATHS "${dir}" NO_DEFAULT_PATH)
     memcnn_check_loaded_torch(${problem})
+    _memcnn_prefer_cuda_of_wheel("${dir}")
   endif()
 endmacro()
