@@ -8,9 +8,11 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace training {
 
@@ -25,32 +27,85 @@ struct Batch {
 class Normalisation {
  public:
   explicit Normalisation(const torch::Tensor& train_pixels)
-      : mean_(torch::empty({1, 3, 1, 1})), deviation_(mean_.clone()) {
-    const auto values = torch::arange(256, torch::kFloat64);
+      : values_(torch::arange(256, torch::kFloat32).repeat({3, 1})) {
+    const auto grey = torch::arange(256, torch::kFloat64);
     for (int64_t channel = 0; channel < 3; ++channel) {
       // Pixels take 256 values: a histogram holds all there is to know.
       const auto counts =
           torch::bincount(
               train_pixels.select(1, channel).flatten(), {}, /*minlength=*/256)
-              .to(torch::kCPU, torch::kFloat64);
+              .to(torch::kFloat64);
       const auto shares = counts / counts.sum();
-      const double mean = (shares * values).sum().item<double>();
-      const double square = (shares * values * values).sum().item<double>();
-      mean_.select(1, channel).fill_(mean);
-      deviation_.select(1, channel).fill_(std::sqrt(square - mean * mean));
+      const double mean = (shares * grey).sum().item<double>();
+      const double square = (shares * grey * grey).sum().item<double>();
+      values_[channel].sub_(mean).div_(std::sqrt(square - mean * mean));
     }
-    mean_ = mean_.to(train_pixels.device());
-    deviation_ = deviation_.to(train_pixels.device());
   }
 
-  torch::Tensor operator()(const torch::Tensor& pixels) const {
-    return pixels.to(torch::kFloat32).sub_(mean_).div_(deviation_);
+  /// What a pixel of a channel becomes.
+  float operator()(int64_t channel, uint8_t pixel) const {
+    return values_.const_data_ptr<float>()[256 * channel + pixel];
   }
 
  private:
-  torch::Tensor mean_; // (1, 3, 1, 1)
-  torch::Tensor deviation_; // (1, 3, 1, 1)
+  torch::Tensor values_; // (3, 256): there are no more
 };
+
+/// A window of an image: what is cut out of it, and whether mirrored. Beyond the
+/// edge of the image lies padding.
+struct Window {
+  int64_t top = 0; // may be negative
+  int64_t left = 0; // likewise
+  bool flip = false;
+};
+
+/// Moves the window by up to 4 pixels each way and flips every other one: the
+/// usual augmentation of CIFAR.
+///
+/// Source:   He et al. 2016, arXiv:1512.03385, section 4.2.
+inline std::vector<Window> draw_windows(
+    int64_t count,
+    at::Generator generator) {
+  constexpr int64_t kPadding = 4;
+  const auto offsets = torch::randint(
+      2 * kPadding + 1, {2, count}, generator, torch::kInt64); // y, x
+  const auto flips = torch::randint(2, {count}, generator, torch::kInt64);
+  const auto* drawn = offsets.const_data_ptr<int64_t>();
+  const auto* flip = flips.const_data_ptr<int64_t>();
+  std::vector<Window> windows;
+  for (int64_t index = 0; index < count; ++index) {
+    windows.push_back(
+        {drawn[index] - kPadding,
+         drawn[count + index] - kPadding,
+         flip[index] != 0});
+  }
+  return windows;
+}
+
+/// Cuts a window out of an image of 3 x 32 x 32 pixels and normalises it, in
+/// one pass. Padding becomes 0, the mean.
+inline void copy_window(
+    const uint8_t* pixels,
+    const Window& window,
+    const Normalisation& normalise,
+    float* out) {
+  const auto inside = [](int64_t position) {
+    return position >= 0 && position < kImageSize;
+  };
+  for (int64_t channel = 0; channel < 3; ++channel) {
+    for (int64_t y = 0; y < kImageSize; ++y) {
+      const int64_t row = y + window.top;
+      const uint8_t* line = pixels + (channel * kImageSize + row) * kImageSize;
+      for (int64_t x = 0; x < kImageSize; ++x) {
+        const int64_t column =
+            (window.flip ? kImageSize - 1 - x : x) + window.left;
+        *out++ = inside(row) && inside(column)
+            ? normalise(channel, line[column])
+            : 0.0F;
+      }
+    }
+  }
+}
 
 namespace detail {
 
@@ -65,38 +120,31 @@ generator_for(uint64_t seed, uint64_t purpose, int64_t moment) {
   return at::detail::createCPUGenerator(mixed ^ (mixed >> 31));
 }
 
-} // namespace detail
-
-/// Pads each image by 4 pixels, cuts a random 32 x 32 window out of it and
-/// flips every other one: the usual augmentation of CIFAR.
-///
-/// Shapes:   input, output (N, 3, 32, 32).
-/// Source:   He et al. 2016, arXiv:1512.03385, section 4.2.
-inline torch::Tensor crop_and_flip(
-    const torch::Tensor& images,
-    at::Generator generator) {
-  constexpr int64_t kPadding = 4;
-  const int64_t count = images.size(0);
-  const auto device = images.device();
-  const auto offsets = torch::randint(
-      2 * kPadding + 1, {2, count, 1}, generator, torch::kInt64); // y, x
-  const auto flips = torch::randint(2, {count, 1}, generator, torch::kBool);
-
-  const auto positions = torch::arange(kImageSize).unsqueeze(0); // (1, 32)
-  const auto rows = offsets[0] + positions; // (N, 32)
-  const auto columns = offsets[1] +
-      torch::where(flips, kImageSize - 1 - positions, positions); // (N, 32)
-
-  using torch::indexing::Slice;
-  const auto padded = torch::constant_pad_nd(
-      images, {kPadding, kPadding, kPadding, kPadding}); // (N, 3, 40, 40)
-  const auto picked = padded.index(
-      {torch::arange(count, torch::TensorOptions(device)).view({count, 1, 1}),
-       Slice(),
-       rows.unsqueeze(2).to(device),
-       columns.unsqueeze(1).to(device)}); // (N, 32, 32, 3)
-  return picked.permute({0, 3, 1, 2}).contiguous();
+inline Batch empty_batch(int64_t count, bool pinned) {
+  const auto options = torch::TensorOptions().pinned_memory(pinned);
+  return {
+      torch::empty(
+          {count, 3, kImageSize, kImageSize}, options.dtype(torch::kFloat32)),
+      torch::empty({count}, options.dtype(torch::kInt64))};
 }
+
+inline void fill_place(
+    const Images& images,
+    int64_t source,
+    const Window& window,
+    const Normalisation& normalise,
+    int64_t place,
+    Batch& batch) {
+  copy_window(
+      images.pixels.const_data_ptr<uint8_t>() + source * kImageBytes,
+      window,
+      normalise,
+      batch.images.data_ptr<float>() + place * kImageBytes);
+  batch.labels.data_ptr<int64_t>()[place] =
+      images.labels.const_data_ptr<int64_t>()[source];
+}
+
+} // namespace detail
 
 /// Training batches by iteration: each pass over the images in a new order, and
 /// every image augmented anew.
@@ -120,23 +168,42 @@ class TrainingBatches {
     }
   }
 
-  Batch at(int64_t iteration) {
+  /// Memory for a batch; `pinned`, so that a GPU can fetch it by itself.
+  Batch empty_batch(bool pinned = false) const {
+    return detail::empty_batch(batch_size_, pinned);
+  }
+
+  /// Fills a batch of this size, without a parallel loop of LibTorch's: that
+  /// would take the cores from the step.
+  void fill(int64_t iteration, Batch& batch) {
     const int64_t pass = iteration / batches_per_pass_;
     if (pass != pass_) {
-      order_ = torch::randperm(
-                   images_.size(),
-                   detail::generator_for(seed_, kOrder, pass),
-                   torch::kInt64)
-                   .to(images_.labels.device());
+      const auto order = torch::randperm(
+          images_.size(),
+          detail::generator_for(seed_, kOrder, pass),
+          torch::kInt64);
+      const auto* first = order.const_data_ptr<int64_t>();
+      order_.assign(first, first + order.numel());
       pass_ = pass;
     }
-    const auto picks = order_.narrow(
-        0, (iteration % batches_per_pass_) * batch_size_, batch_size_);
-    return {
-        crop_and_flip(
-            normalise_(images_.pixels.index_select(0, picks)),
-            detail::generator_for(seed_, kAugmentation, iteration)),
-        images_.labels.index_select(0, picks)};
+    const auto windows = draw_windows(
+        batch_size_, detail::generator_for(seed_, kAugmentation, iteration));
+    const int64_t first = (iteration % batches_per_pass_) * batch_size_;
+    for (int64_t place = 0; place < batch_size_; ++place) {
+      detail::fill_place(
+          images_,
+          order_[static_cast<size_t>(first + place)],
+          windows[static_cast<size_t>(place)],
+          normalise_,
+          place,
+          batch);
+    }
+  }
+
+  Batch at(int64_t iteration) {
+    Batch batch = empty_batch();
+    fill(iteration, batch);
+    return batch;
   }
 
  private:
@@ -149,7 +216,7 @@ class TrainingBatches {
   int64_t batches_per_pass_;
   uint64_t seed_;
   int64_t pass_ = -1;
-  torch::Tensor order_; // of the images in pass_
+  std::vector<int64_t> order_; // of the images in pass_
 };
 
 /// The images from `first` on, at most `count`, as they are: for evaluation.
@@ -159,9 +226,12 @@ inline Batch test_batch(
     int64_t first,
     int64_t count) {
   count = std::min(count, images.size() - first);
-  return {
-      normalise(images.pixels.narrow(0, first, count)),
-      images.labels.narrow(0, first, count)};
+  Batch batch = detail::empty_batch(count, /*pinned=*/false);
+  for (int64_t place = 0; place < count; ++place) {
+    detail::fill_place(
+        images, first + place, Window(), normalise, place, batch);
+  }
+  return batch;
 }
 
 } // namespace training

@@ -3,7 +3,6 @@
 
 #include "config.h"
 #include "error.h"
-#include "files.h"
 #include "run_state.h"
 #include "trainer.h"
 
@@ -14,13 +13,12 @@
 
 #include <filesystem>
 #include <mutex>
+#include <sstream>
 #include <string>
 
 namespace training {
 
 namespace detail {
-
-inline constexpr int kCheckpointFormat = 1;
 
 inline torch::Tensor generator_state(torch::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
@@ -36,27 +34,42 @@ inline void set_generator_state(
   generator.set_state(state.cpu());
 }
 
+inline nlohmann::ordered_json to_json(const MemoryUse& memory) {
+  return {
+      {"held_after_forward", memory.held_after_forward}, {"peak", memory.peak}};
+}
+
+inline MemoryUse memory_from(const nlohmann::ordered_json& json) {
+  return {json.at("held_after_forward"), json.at("peak")};
+}
+
 inline nlohmann::ordered_json to_json(const RunState& state) {
+  const SinceRow& since = state.since_row;
   return {
       {"iteration", state.iteration},
-      {"loss_sum", state.loss_sum},
-      {"correct_sum", state.correct_sum},
-      {"steps_since_row", state.steps_since_row},
-      {"milliseconds_since_row", state.milliseconds_since_row},
-      {"held_after_forward", state.memory.held_after_forward},
-      {"peak", state.memory.peak},
+      {"since_row",
+       {{"steps", since.steps},
+        {"loss", since.loss},
+        {"hits", since.hits.first},
+        {"top5", since.hits.top5},
+        {"milliseconds", since.milliseconds},
+        {"data_milliseconds", since.data_milliseconds},
+        {"memory", to_json(since.memory)}}},
+      {"memory", to_json(state.memory)},
       {"rows", state.rows}};
 }
 
-inline RunState from_json(const nlohmann::ordered_json& json) {
+inline RunState state_from(const nlohmann::ordered_json& json) {
   RunState state;
   state.iteration = json.at("iteration");
-  state.loss_sum = json.at("loss_sum");
-  state.correct_sum = json.at("correct_sum");
-  state.steps_since_row = json.at("steps_since_row");
-  state.milliseconds_since_row = json.at("milliseconds_since_row");
-  state.memory.held_after_forward = json.at("held_after_forward");
-  state.memory.peak = json.at("peak");
+  const auto& since = json.at("since_row");
+  state.since_row.steps = since.at("steps");
+  state.since_row.loss = since.at("loss");
+  state.since_row.hits = {since.at("hits"), since.at("top5")};
+  state.since_row.milliseconds = since.at("milliseconds");
+  state.since_row.data_milliseconds = since.at("data_milliseconds");
+  state.since_row.memory = memory_from(since.at("memory"));
+  state.memory = memory_from(json.at("memory"));
   state.rows = json.at("rows");
   return state;
 }
@@ -79,18 +92,50 @@ inline void check_recipe(
   }
 }
 
+/// A shorter run is no part of a longer one: the learning rate falls earlier.
+inline void check_length(
+    const std::filesystem::path& path,
+    const RunState& state,
+    const Config& config) {
+  if (config.iterations < state.iteration) {
+    throw Error(
+        "expected --iterations to be at least the " +
+        std::to_string(state.iteration) + " that the checkpoint " +
+        path.string() + " has done, but got " +
+        std::to_string(config.iterations) +
+        ". Give --fresh to overwrite it, or another --results-dir.");
+  }
+}
+
+inline void check_images(
+    const std::filesystem::path& path,
+    const std::string& expected,
+    const std::string& found,
+    const Config& config) {
+  if (found != expected) {
+    throw Error(
+        "expected the images of " + config.dataset +
+        " to be those that the checkpoint " + path.string() +
+        " was trained on (checksum " + expected + "), but got others (" +
+        found +
+        "): a data file has changed. Restore it, or give --fresh to start "
+        "anew.");
+  }
+}
+
 } // namespace detail
 
-/// Writes all that a run needs to go on as if it had never stopped.
-inline void save_checkpoint(
-    const std::filesystem::path& path,
+/// All that a run needs to go on as if it had never stopped. `fingerprint` is
+/// that of its images.
+inline std::string make_checkpoint(
     const Config& config,
+    const std::string& fingerprint,
     const RunState& state,
     Trainer& trainer) {
   torch::serialize::OutputArchive archive;
   const nlohmann::ordered_json about = {
-      {"format", detail::kCheckpointFormat},
       {"recipe", recipe(config)},
+      {"images", fingerprint},
       {"state", detail::to_json(state)}};
   archive.write("about", c10::IValue(about.dump()));
   archive.write(
@@ -106,56 +151,54 @@ inline void save_checkpoint(
   torch::serialize::OutputArchive optimizer;
   trainer.optimizer().save(optimizer);
   archive.write("optimizer", optimizer);
-  write_atomically(
-      path, [&](const std::string& partial) { archive.save_to(partial); });
+  std::ostringstream bytes;
+  archive.save_to(bytes);
+  return bytes.str();
 }
 
-/// Goes on from a checkpoint: fills the trainer and returns the state.
+/// Goes on from what make_checkpoint() made, and `path` has: fills the trainer
+/// and returns the state.
 ///
-/// Throws:   Error if the file is no checkpoint or one of another recipe; the
-///           trainer is then not to be used.
-inline RunState load_checkpoint(
+/// Throws:   Error if it is of another recipe, of other images, or of a longer
+///           run; the trainer is then not to be used.
+inline RunState restore_checkpoint(
+    const std::string& bytes,
     const std::filesystem::path& path,
     const Config& config,
+    const std::string& fingerprint,
     Trainer& trainer) {
-  try {
-    torch::serialize::InputArchive archive;
-    archive.load_from(path.string(), trainer.device());
-    c10::IValue text;
-    archive.read("about", text);
-    const auto about = nlohmann::ordered_json::parse(text.toStringRef());
-    detail::check_recipe(path, about.at("recipe"), config);
+  torch::serialize::InputArchive archive;
+  std::istringstream stream(bytes);
+  archive.load_from(stream, trainer.device());
+  c10::IValue text;
+  archive.read("about", text);
+  const auto about = nlohmann::ordered_json::parse(text.toStringRef());
+  RunState state = detail::state_from(about.at("state"));
+  detail::check_length(path, state, config);
+  detail::check_recipe(path, about.at("recipe"), config);
+  detail::check_images(path, about.at("images"), fingerprint, config);
 
-    RunState state = detail::from_json(about.at("state"));
-    torch::Tensor times;
-    archive.read("step_milliseconds", times);
-    times = times.cpu();
-    const auto* first = times.data_ptr<double>();
-    state.step_milliseconds.assign(first, first + times.numel());
+  torch::Tensor times;
+  archive.read("step_milliseconds", times);
+  times = times.cpu();
+  const auto* first = times.const_data_ptr<double>();
+  state.step_milliseconds.assign(first, first + times.numel());
 
-    torch::serialize::InputArchive network;
-    archive.read("network", network);
-    trainer.network().load(network);
-    torch::serialize::InputArchive optimizer;
-    archive.read("optimizer", optimizer);
-    trainer.optimizer().load(optimizer);
+  torch::serialize::InputArchive network;
+  archive.read("network", network);
+  trainer.network().load(network);
+  torch::serialize::InputArchive optimizer;
+  archive.read("optimizer", optimizer);
+  trainer.optimizer().load(optimizer);
 
-    torch::Tensor generator;
-    archive.read("cpu_generator", generator);
-    detail::set_generator_state(torch::kCPU, generator);
-    if (trainer.device().is_cuda() &&
-        archive.try_read("cuda_generator", generator)) {
-      detail::set_generator_state(trainer.device(), generator);
-    }
-    return state;
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception&) {
-    throw Error(
-        "expected " + path.string() +
-        " to be a checkpoint of this program, but it cannot be read. Give "
-        "--fresh to overwrite it, or another --results-dir.");
+  torch::Tensor generator;
+  archive.read("cpu_generator", generator);
+  detail::set_generator_state(torch::kCPU, generator);
+  if (trainer.device().is_cuda() &&
+      archive.try_read("cuda_generator", generator)) {
+    detail::set_generator_state(trainer.device(), generator);
   }
+  return state;
 }
 
 } // namespace training

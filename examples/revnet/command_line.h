@@ -5,8 +5,7 @@
 #include "data_set.h"
 #include "error.h"
 #include "network.h"
-
-#include <memcnn/version.h>
+#include "version.h"
 
 #include <CLI/CLI.hpp>
 
@@ -92,11 +91,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       "last checkpoint of the same run, if\nthere is one. Ctrl-C finishes the "
       "step, writes a checkpoint and stops.",
       "memcnn_train");
-  app.set_version_flag(
-      "--version",
-      "memcnn_train " + std::to_string(MEMCNN_VERSION_MAJOR) + "." +
-          std::to_string(MEMCNN_VERSION_MINOR) + "." +
-          std::to_string(MEMCNN_VERSION_PATCH));
+  app.set_version_flag("--version", "memcnn_train " + version());
   app.option_defaults()->always_capture_default();
 
   app.add_option("MODEL", config.model, detail::joined(model_names()))
@@ -158,6 +153,10 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
           ->check(detail::at_least<int64_t>(0));
 
   app.add_flag("--fresh", config.fresh, "Start anew, over an old checkpoint");
+  app.add_flag(
+      "--from-previous",
+      config.from_previous,
+      "Go on from the checkpoint before the last one, where that is damaged");
   bool no_cuda = false;
   app.add_flag("--no-cuda", no_cuda, "Stay on the CPU where a GPU is present");
   app.add_option(
@@ -171,7 +170,8 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   app.add_option(
       "--results-dir",
       config.results_dir,
-      "Folder for checkpoint.pt and results.json (default: "
+      "Folder for run.json, log.jsonl, results.json and checkpoint.pt "
+      "(default: "
       "results/MODEL-DATASET)");
   app.add_option("--log-every", config.log_every, "Steps between two rows")
       ->check(detail::at_least<int64_t>(1));
@@ -223,6 +223,9 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   detail::check_name("DATASET", config.dataset, dataset_names());
   detail::check_name("--engine", config.engine, engine_names());
   config.use_cuda = !no_cuda;
+  if (config.fresh && config.from_previous) {
+    throw Error("expected --fresh or --from-previous, but got both.");
+  }
   if (config.memory_budget > 0 && config.engine != "sequence") {
     throw Error(
         "expected --engine to be sequence with --memory-budget, but got \"" +

@@ -37,6 +37,7 @@ struct Config {
   std::string data_dir; // empty: where the download targets put the data set
   std::string results_dir; // empty: results/MODEL-DATASET
   bool fresh = false; // overwrites a checkpoint instead of going on from it
+  bool from_previous = false; // goes on from the checkpoint before the last
   int64_t log_every = 20; // a row every few seconds, even on a small CPU
   int64_t evaluate_every = 0; // 0: at the end only; takes as long as 30 steps
   int64_t test_images = 0; // 0: all; fewer for a quick look only

@@ -3,62 +3,92 @@
 
 #include "error.h"
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
+#include <iterator>
+#include <optional>
 #include <string>
 #include <system_error>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <fcntl.h>
+#include <unistd.h>
+#endif
+
 namespace training {
 
+namespace detail {
+
+/// Waits until a file, or the names in a folder, would survive a power cut.
+/// Where the system has no such call, the system decides when that is.
+inline bool flush_to_disk(const std::filesystem::path& path) {
+#if defined(__unix__) || defined(__APPLE__)
+  const int file = ::open(path.c_str(), O_RDONLY);
+  if (file < 0) {
+    return false;
+  }
+  const bool flushed = ::fsync(file) == 0;
+  const int why = errno;
+  ::close(file);
+  errno = why;
+  return flushed;
+#else
+  return true;
+#endif
+}
+
+[[noreturn]] inline void stop_on_write(const std::filesystem::path& path) {
+  const std::string why = errno != 0 ? std::strerror(errno) : "unknown reason";
+  throw Error(
+      "expected " + path.string() + " to be writable, but writing it failed: " +
+      why + ". Make room on the disk, or give another --results-dir.");
+}
+
+} // namespace detail
+
 /// Writes a file so that either the old or the whole new one is there, never a
-/// part: `write` fills a file beside it, which then takes its name.
-inline void write_atomically(
+/// part, whenever the program or the machine stops: fills a file beside it,
+/// which then takes its name.
+///
+/// Throws:   Error if that fails; the old file is then whole, and nothing is
+///           left beside it.
+inline void write_file(
     const std::filesystem::path& path,
-    const std::function<void(const std::string&)>& write) {
+    const std::string& bytes) {
   const std::filesystem::path partial = path.string() + ".partial";
-  try {
-    write(partial.string());
-    std::filesystem::rename(partial, path);
-  } catch (const std::exception&) {
-    std::error_code ignored;
-    std::filesystem::remove(partial, ignored);
-    throw Error(
-        "expected " + path.string() +
-        " to be writable, but writing it failed. Make room on the disk, or "
-        "give another --results-dir.");
-  }
-}
-
-inline void write_text(
-    const std::filesystem::path& path,
-    const std::string& text) {
-  write_atomically(path, [&](const std::string& partial) {
-    std::ofstream file;
-    file.exceptions(std::ios::failbit | std::ios::badbit);
-    file.open(partial, std::ios::binary);
-    file << text;
-    file.close();
-  });
-}
-
-/// Makes the directory, and proves before any work is done that files can be
-/// written into it.
-inline void prepare_results_dir(const std::filesystem::path& directory) {
-  const auto probe = directory / ".memcnn_train_probe";
+  errno = 0;
+  std::ofstream file(partial, std::ios::binary);
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  file.close();
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  bool writable = !error && std::filesystem::is_directory(directory, error);
-  if (writable) {
-    writable = static_cast<bool>(std::ofstream(probe) << "probe\n");
-    std::filesystem::remove(probe, error);
+  bool written = file.good() && detail::flush_to_disk(partial);
+  if (written) {
+    std::filesystem::rename(partial, path, error);
+    written = !error;
+    errno = error.value();
   }
-  if (!writable) {
-    throw Error(
-        "expected the results directory " + directory.string() +
-        " to be writable, but no file can be made in it. Give another "
-        "--results-dir.");
+  if (!written) {
+    const int why = errno;
+    std::filesystem::remove(partial, error);
+    errno = why;
+    detail::stop_on_write(path);
   }
+  detail::flush_to_disk(std::filesystem::absolute(path).parent_path());
+}
+
+/// The bytes of a file, or nothing where it cannot be read.
+inline std::optional<std::string> read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes(
+      std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>{});
+  return file.is_open() && !file.bad() ? std::optional(bytes) : std::nullopt;
+}
+
+inline bool is_there(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
 }
 
 } // namespace training

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "checksum.h"
+
 #include <torch/types.h>
 
 #include <cstdint>
+#include <string>
 
 namespace training {
 
@@ -25,5 +28,16 @@ struct DataSet {
   Images test;
   int64_t num_classes = 0;
 };
+
+/// Tells one data set from another, or from the same with a byte changed.
+inline std::string fingerprint(const DataSet& data) {
+  Checksum sum;
+  for (const Images* images : {&data.train, &data.test}) {
+    for (const torch::Tensor& tensor : {images->pixels, images->labels}) {
+      sum.add(tensor.const_data_ptr(), tensor.nbytes());
+    }
+  }
+  return sum.text();
+}
 
 } // namespace training

@@ -9,8 +9,8 @@ namespace detail {
 inline volatile std::sig_atomic_t received_signal = 0;
 } // namespace detail
 
-/// Makes Ctrl-C and a termination request wait for the end of the step. A
-/// second one ends the program at once.
+/// Makes Ctrl-C, a termination request and a closed terminal wait for the end
+/// of the step. A second one ends the program at once.
 inline void catch_interrupts() {
   const auto note = [](int signal) {
     detail::received_signal = signal;
@@ -18,6 +18,16 @@ inline void catch_interrupts() {
   };
   std::signal(SIGINT, note);
   std::signal(SIGTERM, note);
+#ifdef SIGHUP
+  if (std::signal(SIGHUP, note) == SIG_IGN) {
+    std::signal(SIGHUP, SIG_IGN); // as nohup wants it
+  }
+#endif
+#ifdef SIGXFSZ
+  // A file that grows over a limit is then an error of the write, with a
+  // message and the old file whole, instead of the end of the program.
+  std::signal(SIGXFSZ, SIG_IGN);
+#endif
 }
 
 /// The signal that asked the program to stop, or 0.

@@ -6,7 +6,10 @@
 #include "memory_use.h"
 #include "run_state.h"
 #include "trainer.h"
+#include "version.h"
 
+#include <torch/utils.h>
+#include <torch/version.h>
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
@@ -78,40 +81,45 @@ inline std::string remaining_time(double milliseconds) {
                        : format("%ld h %ld min", minutes / 60, minutes % 60);
 }
 
-/// Prints the row of the steps since the last one, and keeps it in the state.
-inline void print_row(const Config& config, RunState& state) {
-  const auto steps = static_cast<double>(state.steps_since_row);
-  const double loss = state.loss_sum / steps;
-  const double accuracy = static_cast<double>(state.correct_sum) /
-      (steps * static_cast<double>(config.batch_size));
-  const double rate = learning_rate_at(config, state.iteration - 1);
-  const double time = state.milliseconds_since_row / steps;
+/// The row of the steps since the last one, as the log has it.
+inline nlohmann::ordered_json make_row(
+    const Config& config,
+    const RunState& state) {
+  const SinceRow& since = state.since_row;
+  const auto steps = static_cast<double>(since.steps);
+  const double images = steps * static_cast<double>(config.batch_size);
+  return {
+      {"iteration", state.iteration},
+      {"loss", since.loss / steps},
+      {"accuracy", static_cast<double>(since.hits.first) / images},
+      {"top5", static_cast<double>(since.hits.top5) / images},
+      {"lr", learning_rate_at(config, state.iteration - 1)},
+      {"ms_per_step", since.milliseconds / steps},
+      {"data_ms_per_step", since.data_milliseconds / steps},
+      {"held_bytes", since.memory.held_after_forward},
+      {"peak_bytes", since.memory.peak}};
+}
+
+inline void print_row(const nlohmann::ordered_json& row) {
   std::printf(
-      "iteration:%lld loss:%.4f accuracy:%.4f lr:%g ms_per_step:%.1f\n",
-      static_cast<long long>(state.iteration),
-      loss,
-      accuracy,
-      rate,
-      time);
+      "iteration:%lld loss:%.4f accuracy:%.4f top5:%.4f lr:%g "
+      "ms_per_step:%.1f\n",
+      row.at("iteration").get<long long>(),
+      row.at("loss").get<double>(),
+      row.at("accuracy").get<double>(),
+      row.at("top5").get<double>(),
+      row.at("lr").get<double>(),
+      row.at("ms_per_step").get<double>());
   std::fflush(stdout);
-  state.rows.push_back(
-      {{"iteration", state.iteration},
-       {"loss", loss},
-       {"accuracy", accuracy},
-       {"lr", rate},
-       {"ms_per_step", time}});
-  state.loss_sum = 0;
-  state.correct_sum = 0;
-  state.steps_since_row = 0;
-  state.milliseconds_since_row = 0;
 }
 
 inline void print_evaluation(int64_t iteration, const Evaluation& evaluation) {
   std::printf(
-      "iteration:%lld test_loss:%.4f test_accuracy:%.4f\n",
+      "iteration:%lld test_loss:%.4f test_accuracy:%.4f test_top5:%.4f\n",
       static_cast<long long>(iteration),
       evaluation.loss,
-      evaluation.accuracy);
+      evaluation.accuracy,
+      evaluation.top5);
   std::fflush(stdout);
 }
 
@@ -129,12 +137,13 @@ inline void print_summary(
       static_cast<long long>(config.batch_size),
       trainer.device().str().c_str());
   std::printf(
-      "  test accuracy       %8.2f %%\n"
+      "  test accuracy       %8.2f %%    (among the first five: %.2f %%)\n"
       "  time per step       %8.1f ms   (median of %zu steps)\n"
       "  parameters          %8.2f MiB  (%lld)\n"
       "  held after forward  %8.2f MiB  (waits for backward)\n"
       "  peak of the step    %8.2f MiB  (beyond parameters, momentum, batch)\n",
       100 * evaluation.accuracy,
+      100 * evaluation.top5,
       state.milliseconds_per_step(),
       state.step_milliseconds.size(),
       to_mebibytes(trainer.parameter_bytes()),
@@ -172,8 +181,8 @@ inline void print_comparison(
       saving.milliseconds_per_step(),
       plain.milliseconds_per_step());
   row("loss, mean of the steps",
-      saving.loss_sum / static_cast<double>(saving.iteration),
-      plain.loss_sum / static_cast<double>(plain.iteration));
+      saving.since_row.loss / static_cast<double>(saving.iteration),
+      plain.since_row.loss / static_cast<double>(plain.iteration));
   std::fflush(stdout);
 }
 
@@ -183,6 +192,25 @@ inline nlohmann::ordered_json measured(const RunState& state) {
       {"median_ms_per_step", state.milliseconds_per_step()},
       {"held_after_forward_bytes", state.memory.held_after_forward},
       {"peak_of_the_step_bytes", state.memory.peak}};
+}
+
+/// Writes what is known of a run before it has done anything.
+inline void write_run(
+    const std::filesystem::path& path,
+    const Config& config,
+    const DataSet& data,
+    const Trainer& trainer) {
+  const nlohmann::ordered_json run = {
+      {"config", recipe(config)},
+      {"device", trainer.device().str()},
+      {"threads", torch::get_num_threads()},
+      {"parameters", trainer.parameter_count()},
+      {"parameter_bytes", trainer.parameter_bytes()},
+      {"classes", data.num_classes},
+      {"test_images", data.test.size()},
+      {"memcnn", version()},
+      {"libtorch", TORCH_VERSION}};
+  write_file(path, run.dump(2) + "\n");
 }
 
 inline void write_results(
@@ -198,13 +226,14 @@ inline void write_results(
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
       {"test_accuracy", evaluation.accuracy},
+      {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
       {"step", measured(state)},
       {"rows", state.rows}};
   if (!comparison.is_null()) {
     results["comparison"] = comparison;
   }
-  write_text(path, results.dump(2) + "\n");
+  write_file(path, results.dump(2) + "\n");
 }
 
 } // namespace training

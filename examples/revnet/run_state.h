@@ -12,24 +12,37 @@
 
 namespace training {
 
+/// What the steps since the last row of the log add up to.
+struct SinceRow {
+  int64_t steps = 0;
+  double loss = 0;
+  Hits hits;
+  double milliseconds = 0;
+  double data_milliseconds = 0;
+  MemoryUse memory; // largest of these steps
+
+  void add(const StepResult& step) {
+    ++steps;
+    loss += step.loss;
+    hits += step.hits;
+    milliseconds += step.milliseconds;
+    data_milliseconds += step.data_milliseconds;
+    memory.include(step.memory);
+  }
+};
+
 /// How far a run has come and what it has measured: with the weights, all that
 /// a checkpoint has to hold.
 struct RunState {
   int64_t iteration = 0; // steps done
-  double loss_sum = 0; // over the steps since the last row
-  int64_t correct_sum = 0; // likewise
-  int64_t steps_since_row = 0;
-  double milliseconds_since_row = 0;
+  SinceRow since_row;
   std::vector<double> step_milliseconds; // of every step
   MemoryUse memory; // largest of all steps
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array(); // of the log
 
   void add(const StepResult& step) {
     ++iteration;
-    loss_sum += step.loss;
-    correct_sum += step.correct;
-    ++steps_since_row;
-    milliseconds_since_row += step.milliseconds;
+    since_row.add(step);
     step_milliseconds.push_back(step.milliseconds);
     memory.include(step.memory);
   }

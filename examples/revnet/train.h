@@ -4,12 +4,14 @@
 #include <memcnn/allocation_meter.h>
 
 #include "checkpoint.h"
+#include "checkpoint_files.h"
 #include "config.h"
 #include "data_set.h"
 #include "error.h"
-#include "files.h"
 #include "interrupt.h"
+#include "log.h"
 #include "report.h"
+#include "results_dir.h"
 #include "run_state.h"
 #include "trainer.h"
 
@@ -20,6 +22,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 namespace training {
@@ -30,28 +33,11 @@ inline bool is_due(int64_t iteration, int64_t every) {
   return every > 0 && iteration % every == 0;
 }
 
-[[noreturn]] inline void stop_on_bad_loss(
-    const std::string& what,
-    double loss,
-    const Config& config,
-    int64_t iteration,
-    const std::filesystem::path& checkpoint) {
-  std::error_code error;
-  throw Error(
-      "expected the " + what + " to be finite, but got " + format("%g", loss) +
-      " at iteration " + std::to_string(iteration) +
-      ". Give a lower --learning-rate (now " +
-      format("%g", config.learning_rate) + ")" +
-      (std::filesystem::exists(checkpoint, error)
-           ? "; the last good checkpoint stays in " + checkpoint.string() + "."
-           : "."));
-}
-
-inline Evaluation evaluate(Trainer& trainer, ProgressLine& progress) {
-  return trainer.evaluate([&](double share) {
-    progress.show(format("evaluating: %.0f %%", 100 * share));
-    return interrupted() == 0;
-  });
+inline void keep_first(Images& images, int64_t count) {
+  if (count > 0 && count < images.size()) {
+    images.pixels = images.pixels.narrow(0, 0, count);
+    images.labels = images.labels.narrow(0, 0, count);
+  }
 }
 
 /// Trains network and plain twin side by side for some steps.
@@ -89,6 +75,174 @@ inline nlohmann::ordered_json compare_with_plain(
 
 } // namespace detail
 
+/// One run in its results directory, from its start or from its last checkpoint
+/// to its end or an interrupt.
+class Run {
+ public:
+  /// Throws:   Error if the checkpoint in the directory is not one to go on
+  ///           from; the directory is then as it was.
+  Run(const Config& config,
+      const DataSet& data,
+      const std::string& fingerprint,
+      const ResultsDir& directory,
+      Trainer& trainer,
+      ProgressLine& progress)
+      : config_(config),
+        fingerprint_(fingerprint),
+        checkpoints_(directory.path()),
+        trainer_(trainer),
+        progress_(progress) {
+    if (!config.fresh &&
+        (config.from_previous || is_there(checkpoints_.last()))) {
+      resume();
+    } else {
+      checkpoints_.remove();
+    }
+    // What is there of another run, or of an earlier end of this one.
+    std::error_code ignored;
+    std::filesystem::remove(directory.path() / "results.json", ignored);
+    write_run(directory.path() / "run.json", config, data, trainer);
+    log_.emplace(directory.path() / "log.jsonl", state_.rows);
+  }
+
+  /// Trains until the last iteration is done or a signal asks to stop.
+  void train() {
+    for (;;) {
+      // Not only after a step: an interrupt may have come before the row that
+      // belongs to it was complete.
+      if (row_is_due() && state_.since_row.steps > 0) {
+        write_row();
+      }
+      const bool stop =
+          state_.iteration == config_.iterations || interrupted() != 0;
+      if (stop || detail::is_due(state_.iteration, config_.checkpoint_every)) {
+        save();
+      }
+      if (stop) {
+        return;
+      }
+      step();
+    }
+  }
+
+  /// On the test images; incomplete where a signal asks to stop.
+  Evaluation evaluate() {
+    const Evaluation evaluation = trainer_.evaluate([&](double share) {
+      progress_.show(format("evaluating: %.0f %%", 100 * share));
+      return interrupted() == 0;
+    });
+    progress_.clear();
+    return evaluation;
+  }
+
+  const RunState& state() const {
+    return state_;
+  }
+
+ private:
+  void resume() {
+    const auto& path =
+        config_.from_previous ? checkpoints_.previous() : checkpoints_.last();
+    state_ = restore_checkpoint(
+        checkpoints_.read(path), path, config_, fingerprint_, trainer_);
+    if (config_.from_previous) {
+      checkpoints_.go_back();
+    }
+    saved_ = state_.iteration;
+    progress_.clear();
+    std::printf(
+        "going on from %s at iteration %lld\n",
+        path.string().c_str(),
+        static_cast<long long>(state_.iteration));
+    std::fflush(stdout);
+  }
+
+  void step() {
+    const StepResult step = trainer_.step(state_.iteration);
+    if (!std::isfinite(step.loss)) {
+      stop_on_bad("loss", step.loss, state_.iteration + 1);
+    }
+    state_.add(step);
+    progress_.show(format(
+        "iteration %lld of %lld, loss %.4f, %s left",
+        static_cast<long long>(state_.iteration),
+        static_cast<long long>(config_.iterations),
+        step.loss,
+        remaining_time(
+            step.milliseconds *
+            static_cast<double>(config_.iterations - state_.iteration))
+            .c_str()));
+  }
+
+  bool evaluation_is_due() const {
+    return state_.iteration < config_.iterations && // there comes a last one
+        detail::is_due(state_.iteration, config_.evaluate_every);
+  }
+
+  bool row_is_due() const {
+    return state_.iteration == config_.iterations || evaluation_is_due() ||
+        detail::is_due(state_.iteration, config_.log_every);
+  }
+
+  /// Nothing is written where a signal asks to stop before it is complete.
+  void write_row() {
+    nlohmann::ordered_json row = make_row(config_, state_);
+    std::optional<Evaluation> evaluation;
+    if (evaluation_is_due()) {
+      evaluation = evaluate();
+      if (interrupted() != 0) {
+        return;
+      }
+      row["test_loss"] = evaluation->loss;
+      row["test_accuracy"] = evaluation->accuracy;
+      row["test_top5"] = evaluation->top5;
+    }
+    progress_.clear();
+    print_row(row);
+    if (evaluation) {
+      print_evaluation(state_.iteration, *evaluation);
+    }
+    log_->add(row);
+    state_.rows.push_back(row);
+    state_.since_row = SinceRow();
+  }
+
+  void save() {
+    if (state_.iteration == saved_) {
+      return;
+    }
+    if (!trainer_.weights_are_finite()) {
+      stop_on_bad("weights", NAN, state_.iteration);
+    }
+    checkpoints_.write(
+        make_checkpoint(config_, fingerprint_, state_, trainer_));
+    saved_ = state_.iteration;
+  }
+
+  [[noreturn]] void
+  stop_on_bad(const char* what, double value, int64_t iteration) {
+    progress_.clear();
+    throw Error(
+        std::string("expected the ") + what + " to be finite, but got " +
+        format("%g", value) + " at iteration " + std::to_string(iteration) +
+        ". Give a lower --learning-rate (now " +
+        format("%g", config_.learning_rate) + ")" +
+        (is_there(checkpoints_.last())
+             ? "; the last good checkpoint stays in " +
+                 checkpoints_.last().string() + "."
+             : "."));
+  }
+
+  const Config& config_;
+  std::string fingerprint_;
+  CheckpointFiles checkpoints_;
+  Trainer& trainer_;
+  ProgressLine& progress_;
+  std::optional<Log> log_;
+  RunState state_;
+  int64_t saved_ = 0; // iteration of the last checkpoint
+};
+
 /// Trains, evaluates and reports as the configuration says. Returns the exit
 /// code: 0, or 128 + the signal that stopped the run.
 ///
@@ -106,81 +260,22 @@ inline int train(const Config& config) {
 
   progress.show("reading " + config.dataset);
   DataSet data = load_dataset(config);
-  if (config.test_images > 0 && config.test_images < data.test.size()) {
-    data.test.pixels = data.test.pixels.narrow(0, 0, config.test_images);
-    data.test.labels = data.test.labels.narrow(0, 0, config.test_images);
-  }
-  for (Images* images : {&data.train, &data.test}) {
-    images->pixels = images->pixels.to(device);
-    images->labels = images->labels.to(device);
-  }
-  const std::filesystem::path directory = config.results_dir;
-  const auto checkpoint = directory / "checkpoint.pt";
-  prepare_results_dir(directory);
+  const std::string images = fingerprint(data);
+  detail::keep_first(data.test, config.test_images);
+  const ResultsDir directory(config.results_dir);
 
   Trainer trainer(config, data, device, meter);
-  RunState state;
-  std::error_code error;
-  if (!config.fresh && std::filesystem::exists(checkpoint, error)) {
-    state = load_checkpoint(checkpoint, config, trainer);
-    progress.clear();
-    std::printf(
-        "going on from %s at iteration %lld\n",
-        checkpoint.string().c_str(),
-        static_cast<long long>(state.iteration));
-  }
-
-  while (state.iteration < config.iterations && interrupted() == 0) {
-    const StepResult step = trainer.step(state.iteration);
-    if (!std::isfinite(step.loss)) {
-      progress.clear();
-      detail::stop_on_bad_loss(
-          "loss", step.loss, config, state.iteration + 1, checkpoint);
-    }
-    state.add(step);
-    const bool last =
-        state.iteration == config.iterations || interrupted() != 0;
-
-    if (detail::is_due(state.iteration, config.log_every) ||
-        state.iteration == config.iterations) {
-      progress.clear();
-      print_row(config, state);
-    }
-    if (last || detail::is_due(state.iteration, config.checkpoint_every)) {
-      if (!trainer.weights_are_finite()) {
-        progress.clear();
-        detail::stop_on_bad_loss(
-            "weights", NAN, config, state.iteration, checkpoint);
-      }
-      save_checkpoint(checkpoint, config, state, trainer);
-    }
-    if (!last && detail::is_due(state.iteration, config.evaluate_every)) {
-      const Evaluation evaluation = detail::evaluate(trainer, progress);
-      progress.clear();
-      if (interrupted() == 0) {
-        print_evaluation(state.iteration, evaluation);
-      }
-    }
-    progress.show(format(
-        "iteration %lld of %lld, loss %.4f, %s left",
-        static_cast<long long>(state.iteration),
-        static_cast<long long>(config.iterations),
-        step.loss,
-        remaining_time(
-            step.milliseconds *
-            static_cast<double>(config.iterations - state.iteration))
-            .c_str()));
-  }
+  Run run(config, data, images, directory, trainer, progress);
+  run.train();
 
   Evaluation evaluation;
   if (interrupted() == 0) {
-    evaluation = detail::evaluate(trainer, progress);
+    evaluation = run.evaluate();
   }
   nlohmann::ordered_json comparison;
   if (interrupted() == 0) {
-    progress.clear();
-    print_evaluation(state.iteration, evaluation);
-    print_summary(config, state, trainer, evaluation);
+    print_evaluation(run.state().iteration, evaluation);
+    print_summary(config, run.state(), trainer, evaluation);
     if (config.compare_plain > 0) {
       comparison =
           detail::compare_with_plain(config, data, device, meter, progress);
@@ -191,11 +286,11 @@ inline int train(const Config& config) {
     std::printf(
         "stopped at iteration %lld; the same command without --fresh goes on "
         "from there\n",
-        static_cast<long long>(state.iteration));
+        static_cast<long long>(run.state().iteration));
     return 128 + interrupted();
   }
-  const auto results = directory / "results.json";
-  write_results(results, config, state, trainer, evaluation, comparison);
+  const auto results = directory.path() / "results.json";
+  write_results(results, config, run.state(), trainer, evaluation, comparison);
   std::printf("\nresults: %s\n", results.string().c_str());
   return 0;
 }

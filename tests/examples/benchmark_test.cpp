@@ -2,31 +2,22 @@
 
 // memcnn_benchmark as its users meet it: arguments in, text and exit code out.
 
+#include "support/program.h"
+
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
 
-struct Result {
-  int exit_code = 0;
-  std::string out;
-  std::string err;
-
+struct Result : memcnn_test::Result {
   /// stdout, line by line: every line has to be an object.
   std::vector<json> rows() const {
     std::vector<json> found;
@@ -47,33 +38,10 @@ struct Result {
   }
 };
 
-std::string read(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
-class BenchmarkProgram : public testing::Test {
+class BenchmarkProgram : public memcnn_test::ProgramTest {
  protected:
-  void SetUp() override {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = fs::temp_directory_path() /
-        ("memcnn_" + std::string(test->name()) + "_" +
-         std::to_string(::getpid()));
-    fs::create_directories(directory_);
-  }
-
-  void TearDown() override {
-    fs::remove_all(directory_);
-  }
-
   Result run(const std::string& arguments) {
-    const auto out = directory_ / "out";
-    const auto err = directory_ / "err";
-    const std::string line = "'" MEMCNN_BENCHMARK "' " + arguments + " > '" +
-        out.string() + "' 2> '" + err.string() + "'";
-    const int status = std::system(line.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(out), read(err)};
+    return {shell("'" MEMCNN_BENCHMARK "' " + arguments)};
   }
 
   /// A run of a second or two.
@@ -90,8 +58,6 @@ class BenchmarkProgram : public testing::Test {
     EXPECT_EQ(result.out, "");
     EXPECT_EQ(result.err, "memcnn_benchmark: " + message + "\n");
   }
-
-  fs::path directory_;
 };
 
 TEST_F(BenchmarkProgram, ExplainsItself) {

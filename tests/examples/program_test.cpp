@@ -2,93 +2,22 @@
 
 // memcnn_train as its users meet it: arguments in, text and exit code out.
 
+#include "support/train_program.h"
+
 #include <gtest/gtest.h>
 
-#include <array>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <regex>
-#include <sstream>
 #include <string>
-#include <vector>
-
-#include <sys/wait.h>
 
 namespace {
 
 namespace fs = std::filesystem;
+using memcnn_test::read;
+using memcnn_test::rows;
 
-struct Result {
-  int exit_code = 0;
-  std::string out;
-  std::string err;
-};
-
-std::string read(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
-/// Lines of a run that must not change with the time it takes.
-std::vector<std::string> rows(const std::string& out) {
-  std::vector<std::string> found;
-  std::istringstream lines(out);
-  for (std::string line; std::getline(lines, line);) {
-    if (line.rfind("iteration:", 0) == 0) {
-      found.push_back(line.substr(0, line.find(" ms_per_step")));
-    }
-  }
-  return found;
-}
-
-class TrainProgram : public testing::Test {
- protected:
-  void SetUp() override {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = fs::temp_directory_path() /
-        ("memcnn_" + std::string(test->name()) + "_" +
-         std::to_string(::getpid()));
-    fs::create_directories(directory_);
-  }
-
-  void TearDown() override {
-    fs::remove_all(directory_);
-  }
-
-  /// Runs a shell command in which $TRAIN is the program.
-  Result shell(const std::string& command) {
-    const auto out = directory_ / "out";
-    const auto err = directory_ / "err";
-    const std::string line = "cd '" + directory_.string() +
-        "' && TRAIN='" MEMCNN_TRAIN "' && { " + command + "; } > '" +
-        out.string() + "' 2> '" + err.string() + "'";
-    const int status = std::system(line.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(out), read(err)};
-  }
-
-  Result train(const std::string& arguments) {
-    return shell("$TRAIN " + arguments);
-  }
-
-  /// A run of a second or two.
-  Result short_run(const std::string& arguments) {
-    return train(
-        arguments +
-        " --batch-size 4 --log-every 1 --test-images 8 --threads 1 --no-cuda");
-  }
-
-  /// Exactly one message, and nothing else done.
-  void expect_error(const Result& result, const std::string& message) {
-    EXPECT_EQ(result.exit_code, 1);
-    EXPECT_EQ(result.err, "memcnn_train: " + message + "\n");
-    EXPECT_EQ(rows(result.out).size(), 0U) << result.out;
-    EXPECT_FALSE(fs::exists(directory_ / "results"));
-  }
-
-  fs::path directory_;
-};
+class TrainProgram : public memcnn_test::TrainProgramTest {};
 
 TEST_F(TrainProgram, ExplainsItself) {
   const auto help = train("--help");
@@ -238,9 +167,11 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
       result.out,
       std::regex(
           "iteration:1 loss:" + number + " accuracy:" + number +
-          " lr:0.1 ms_per_step:" + number + "\niteration:2 loss:" + number +
-          " accuracy:" + number + " lr:0.01 ms_per_step:" + number +
-          "\niteration:2 test_loss:" + number + " test_accuracy:" + number)))
+          " top5:" + number + " lr:0.1 ms_per_step:" + number +
+          "\niteration:2 loss:" + number + " accuracy:" + number +
+          " top5:" + number + " lr:0.01 ms_per_step:" + number +
+          "\niteration:2 test_loss:" + number + " test_accuracy:" + number +
+          " test_top5:" + number)))
       << result.out;
   for (const char* line :
        {"test accuracy",
@@ -301,62 +232,6 @@ TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
         "\"checkpoint_transitions\": true"}) {
     EXPECT_NE(written.find(setting), std::string::npos) << setting;
   }
-}
-
-TEST_F(TrainProgram, ResumesAfterInterruptAsIfNothingHappened) {
-  const std::string arguments =
-      "resnet32 synthetic --iterations 40 --batch-size 4 --log-every 1 "
-      "--test-images 8 --threads 1 --no-cuda";
-  const auto whole = train(arguments + " --results-dir whole");
-  ASSERT_EQ(whole.exit_code, 0) << whole.err;
-  const auto first = shell(
-      "$TRAIN " + arguments +
-      " --results-dir parts > rows & until grep -q loss rows; do sleep 0.05; "
-      "done; kill -INT $!; wait $!; code=$?; cat rows; exit $code");
-  EXPECT_EQ(first.exit_code, 128 + 2) << first.err;
-  EXPECT_NE(first.out.find("stopped at iteration "), std::string::npos);
-  const auto second = train(arguments + " --results-dir parts");
-  EXPECT_EQ(second.exit_code, 0) << second.err;
-  EXPECT_EQ(
-      second.out.find("going on from parts/checkpoint.pt at iteration "), 0U);
-
-  auto parts = rows(first.out);
-  for (const auto& row : rows(second.out)) {
-    parts.push_back(row);
-  }
-  EXPECT_EQ(parts, rows(whole.out));
-  EXPECT_FALSE(fs::exists(directory_ / "parts" / "checkpoint.pt.partial"));
-
-  const auto third = train(arguments + " --results-dir parts"); // all done
-  EXPECT_EQ(third.exit_code, 0);
-  EXPECT_EQ(rows(third.out).back(), rows(whole.out).back());
-}
-
-TEST_F(TrainProgram, RejectsCheckpointOfAnotherRunUnlessFresh) {
-  const std::string same = " synthetic --iterations 1 --results-dir here";
-  ASSERT_EQ(short_run("resnet32" + same).exit_code, 0);
-  const auto before = read(directory_ / "here" / "checkpoint.pt");
-  expect_error(
-      short_run("revnet38" + same),
-      "expected the checkpoint here/checkpoint.pt to have model \"revnet38\", "
-      "but got \"resnet32\". Give --fresh to overwrite it, or another "
-      "--results-dir.");
-  expect_error(
-      short_run("resnet32 --seed 7" + same),
-      "expected the checkpoint here/checkpoint.pt to have seed 7, but got 42. "
-      "Give --fresh to overwrite it, or another --results-dir.");
-  EXPECT_EQ(read(directory_ / "here" / "checkpoint.pt"), before);
-  EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
-}
-
-TEST_F(TrainProgram, RejectsCorruptCheckpoint) {
-  fs::create_directories(directory_ / "here");
-  std::ofstream(directory_ / "here" / "checkpoint.pt") << "not a checkpoint";
-  expect_error(
-      short_run("resnet32 synthetic --results-dir here"),
-      "expected here/checkpoint.pt to be a checkpoint of this program, but it "
-      "cannot be read. Give --fresh to overwrite it, or another "
-      "--results-dir.");
 }
 
 TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {

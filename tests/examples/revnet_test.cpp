@@ -405,38 +405,59 @@ TEST(Synthetic, IsDeterministicAndBalanced) {
 }
 
 TEST(Normalisation, UsesMeanAndVarianceOfTheTrainingImages) {
-  const auto pixels = torch::randint(20, 90, {40, 3, 32, 32}, torch::kUInt8);
-  const auto normal = Normalisation(pixels)(pixels);
-  EXPECT_TRUE(
-      torch::allclose(normal.mean({0, 2, 3}), torch::zeros({3}), 0, 1e-4));
+  Images images{
+      torch::randint(20, 90, {40, 3, 32, 32}, torch::kUInt8),
+      torch::arange(40)};
+  const Normalisation normalise(images.pixels);
+  const Batch batch = test_batch(images, normalise, 0, 40);
+  EXPECT_TRUE(torch::equal(batch.labels, images.labels));
   EXPECT_TRUE(torch::allclose(
-      normal.std({0, 2, 3}, /*unbiased=*/false), torch::ones({3}), 1e-4));
+      batch.images.mean({0, 2, 3}), torch::zeros({3}), 0, 1e-4));
+  EXPECT_TRUE(torch::allclose(
+      batch.images.std({0, 2, 3}, /*unbiased=*/false), torch::ones({3}), 1e-4));
+  const Batch last = test_batch(images, normalise, 30, 20);
+  EXPECT_TRUE(torch::equal(last.images, batch.images.narrow(0, 30, 10)));
 }
 
-TEST(CropAndFlip, ShiftsByUpToFourAndFlips) {
-  // Every pixel of the source says where it is.
-  const auto place = torch::arange(1024, torch::kFloat32).view({1, 1, 32, 32});
-  const auto images = (place + 1).expand({200, 3, 32, 32});
-  const auto seen =
-      crop_and_flip(images, at::detail::createCPUGenerator(/*seed=*/3));
-  ASSERT_EQ(seen.sizes(), images.sizes());
+TEST(DrawWindows, ShiftByUpToFourAndFlip) {
+  const auto windows =
+      draw_windows(200, at::detail::createCPUGenerator(/*seed=*/3));
   std::set<std::pair<int64_t, int64_t>> shifts;
   int64_t flipped = 0;
-  for (int64_t index = 0; index < 200; ++index) {
-    const auto image = seen[index][0];
-    const auto centre = image[16][16].item<int64_t>() - 1;
-    const bool flip = image[16][17].item<int64_t>() - 1 < centre;
-    const int64_t column = flip ? 15 : 16; // where the centre came from
-    shifts.emplace(centre / 32 - 16, centre % 32 - column);
-    flipped += flip ? 1 : 0;
-  }
-  for (const auto& [y, x] : shifts) {
-    EXPECT_LE(std::abs(y), 4);
-    EXPECT_LE(std::abs(x), 4);
+  for (const Window& window : windows) {
+    EXPECT_LE(std::abs(window.top), 4);
+    EXPECT_LE(std::abs(window.left), 4);
+    shifts.emplace(window.top, window.left);
+    flipped += window.flip ? 1 : 0;
   }
   EXPECT_GT(shifts.size(), 50U); // of 81
   EXPECT_GT(flipped, 70);
   EXPECT_LT(flipped, 130);
+}
+
+TEST(CopyWindow, CutsOutWhatLibTorchCutsOut) {
+  const auto pixels = torch::randint(256, {1, 3, 32, 32}, torch::kUInt8);
+  const Normalisation normalise(pixels);
+  const auto copy = [&](const Window& window) {
+    auto out = torch::empty({1, 3, 32, 32});
+    copy_window(
+        pixels.const_data_ptr<uint8_t>(),
+        window,
+        normalise,
+        out.data_ptr<float>());
+    return out;
+  };
+  const auto padded = torch::constant_pad_nd(copy({}), {4, 4, 4, 4});
+  for (const bool flip : {false, true}) {
+    for (const int64_t top : {-4, 0, 3}) {
+      for (const int64_t left : {-3, 0, 4}) {
+        auto expected = padded.narrow(2, 4 + top, 32).narrow(3, 4 + left, 32);
+        expected = flip ? expected.flip(3) : expected;
+        EXPECT_TRUE(torch::equal(copy({top, left, flip}), expected))
+            << top << " " << left << " " << flip;
+      }
+    }
+  }
 }
 
 TEST(TrainingBatches, ShowEveryImageOncePerPassAndRepeat) {
@@ -461,6 +482,40 @@ TEST(TrainingBatches, ShowEveryImageOncePerPassAndRepeat) {
   EXPECT_TRUE(torch::equal(again.images, first.at(5).images));
 }
 
+TEST(PreparedBatches, AreTheTrainingBatchesInAnyOrder) {
+  Images images{
+      torch::randint(256, {12, 3, 32, 32}, torch::kUInt8), torch::arange(12)};
+  TrainingBatches batches(images, Normalisation(images.pixels), 4, /*seed=*/1);
+  PreparedBatches prepared(batches, /*pinned=*/false);
+  for (const int64_t iteration : {0, 1, 2, 3, 3, 7, 8, 2}) {
+    const Batch& found = prepared.at(iteration);
+    const Batch expected = batches.at(iteration);
+    EXPECT_TRUE(torch::equal(found.images, expected.images)) << iteration;
+    EXPECT_TRUE(torch::equal(found.labels, expected.labels)) << iteration;
+  }
+}
+
+TEST(Fingerprint, ChangesWithEveryByte) {
+  SyntheticSizes sizes;
+  sizes.train = 3;
+  sizes.test = 2;
+  auto data = make_synthetic(sizes);
+  const auto before = fingerprint(data);
+  EXPECT_EQ(fingerprint(make_synthetic(sizes)), before);
+  data.test.pixels[1][2][31][31].add_(1);
+  EXPECT_NE(fingerprint(data), before);
+  data.test.pixels[1][2][31][31].sub_(1);
+  EXPECT_EQ(fingerprint(data), before);
+  data.train.labels[0].add_(1);
+  EXPECT_NE(fingerprint(data), before);
+}
+
+TEST(Checksum, IsThatOfThePublishedTestVectors) {
+  EXPECT_EQ(checksum(""), "cbf29ce484222325");
+  EXPECT_EQ(checksum("a"), "af63dc4c8601ec8c");
+  EXPECT_EQ(checksum("foobar"), "85944171f73967e8");
+}
+
 // --- training ---------------------------------------------------------------
 
 TEST(Config, CutsTheLearningRateAtHalfAndThreeQuarters) {
@@ -482,24 +537,24 @@ TEST(Checkpoint, ResumesBitForBit) {
   config.batch_size = 4;
   config.iterations = 4;
   memcnn::AllocationMeter meter;
-  const auto path = std::filesystem::temp_directory_path() /
-      ("memcnn_checkpoint_" + std::to_string(::getpid()) + ".pt");
-
   Trainer whole(config, data, torch::kCPU, meter);
   RunState state;
   for (int64_t i = 0; i < 2; ++i) {
     state.add(whole.step(i));
   }
-  save_checkpoint(path, config, state, whole);
+  const auto bytes = make_checkpoint(config, "images", state, whole);
   const auto drawn = torch::rand({3});
 
   Trainer resumed(config, data, torch::kCPU, meter);
-  RunState found = load_checkpoint(path, config, resumed);
-  std::filesystem::remove(path);
+  RunState found =
+      restore_checkpoint(bytes, "a file", config, "images", resumed);
   EXPECT_TRUE(torch::equal(torch::rand({3}), drawn));
   EXPECT_EQ(found.iteration, 2);
-  EXPECT_EQ(found.loss_sum, state.loss_sum);
-  EXPECT_EQ(found.correct_sum, state.correct_sum);
+  EXPECT_EQ(found.since_row.steps, 2);
+  EXPECT_EQ(found.since_row.loss, state.since_row.loss);
+  EXPECT_EQ(found.since_row.hits.first, state.since_row.hits.first);
+  EXPECT_EQ(found.since_row.hits.top5, state.since_row.hits.top5);
+  EXPECT_EQ(found.since_row.memory.peak, state.since_row.memory.peak);
   EXPECT_EQ(found.step_milliseconds, state.step_milliseconds);
   EXPECT_EQ(found.memory.peak, state.memory.peak);
   for (int64_t i = 2; i < 4; ++i) {
@@ -514,6 +569,17 @@ TEST(Checkpoint, ResumesBitForBit) {
   for (size_t i = 0; i < buffers.size(); ++i) {
     EXPECT_TRUE(torch::equal(resumed.network().buffers()[i], buffers[i]));
   }
+}
+
+TEST(Figures, CountTheFirstAndTheFirstFive) {
+  // Row i has its labels' logit in place i of the order.
+  const auto logits = torch::arange(7, 0, -1, torch::kFloat32).repeat({7, 1});
+  const auto found =
+      training::detail::figures(torch::tensor(0.5F), logits, torch::arange(7));
+  const auto hits = training::detail::hits_of(found);
+  EXPECT_EQ(found[0].item<double>(), 0.5);
+  EXPECT_EQ(hits.first, 1);
+  EXPECT_EQ(hits.top5, 5);
 }
 
 TEST(Trainer, LeavesTheWeightsAloneWhereTheLossIsNotFinite) {

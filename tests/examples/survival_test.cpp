@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: MIT
+
+// Runs of memcnn_train that are stopped, killed or robbed of their files, and
+// go on as if nothing had happened, or say why they cannot.
+
+#include "support/train_program.h"
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace {
+
+namespace fs = std::filesystem;
+using memcnn_test::read;
+using memcnn_test::rows;
+using memcnn_test::write;
+using nlohmann::json;
+
+/// What a log says, but for what depends on the speed of the machine.
+std::vector<json> log_of(const fs::path& directory) {
+  std::vector<json> found;
+  std::istringstream lines(read(directory / "log.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    found.push_back(json::parse(line));
+    found.back().erase("ms_per_step");
+    found.back().erase("data_ms_per_step");
+  }
+  return found;
+}
+
+/// Likewise of the results.
+json results_of(const fs::path& directory) {
+  json results = json::parse(read(directory / "results.json"));
+  results.erase("rows"); // those of the log
+  results.at("step").erase("median_ms_per_step");
+  return results;
+}
+
+class SurvivingRun : public memcnn_test::TrainProgramTest {
+ protected:
+  /// Six steps in `here`, with a checkpoint after the third and the last.
+  static std::string six_steps() {
+    return brief(
+        "resnet32 synthetic --iterations 6 --checkpoint-every 3 "
+        "--results-dir here");
+  }
+
+  fs::path here(const char* name) const {
+    return directory_ / "here" / name;
+  }
+
+  /// As if the run had been killed after its fifth step.
+  void go_back_to_the_third_step() {
+    fs::rename(here("checkpoint.previous.pt"), here("checkpoint.pt"));
+  }
+};
+
+TEST_F(SurvivingRun, WritesItsLogLineByLine) {
+  const auto result = short_run(
+      "revnet38 synthetic --iterations 4 --evaluate-every 3 --results-dir "
+      "here");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json run = json::parse(read(here("run.json")));
+  EXPECT_EQ(run.at("config").at("model"), "revnet38");
+  EXPECT_EQ(run.at("device"), "cpu");
+  EXPECT_EQ(run.at("threads"), 1);
+  EXPECT_EQ(run.at("parameters"), 573994);
+  EXPECT_EQ(run.at("parameter_bytes"), 4 * 573994);
+  EXPECT_EQ(run.at("classes"), 10);
+  EXPECT_EQ(run.at("test_images"), 8);
+  EXPECT_TRUE(run.at("memcnn").is_string());
+  EXPECT_TRUE(run.at("libtorch").is_string());
+
+  const auto log = log_of(directory_ / "here");
+  ASSERT_EQ(log.size(), 4U);
+  for (size_t i = 0; i < log.size(); ++i) {
+    EXPECT_EQ(log[i].at("iteration"), i + 1);
+    EXPECT_GT(log[i].at("loss"), 0);
+    EXPECT_LE(log[i].at("accuracy"), log[i].at("top5"));
+    EXPECT_LE(log[i].at("top5"), 1);
+    EXPECT_GT(log[i].at("held_bytes"), 0);
+    EXPECT_GT(log[i].at("peak_bytes"), log[i].at("held_bytes"));
+    EXPECT_EQ(log[i].contains("test_accuracy"), i == 2);
+    EXPECT_EQ(log[i].contains("test_loss"), i == 2);
+    EXPECT_EQ(log[i].contains("test_top5"), i == 2);
+  }
+  const json results = results_of(directory_ / "here");
+  EXPECT_LE(results.at("test_accuracy"), results.at("test_top5"));
+}
+
+TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
+  const std::string run = brief("resnet32 synthetic --iterations 40");
+  const auto whole = train(run + " --results-dir whole");
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    SCOPED_TRACE(signal);
+    const std::string parts = "parts" + std::to_string(signal);
+    const auto first = train_shell(
+        "$TRAIN " + run + " --results-dir " + parts +
+        " > rows & until grep -q loss rows; do sleep 0.05; done; kill -" +
+        std::to_string(signal) + " $!; wait $!; code=$?; cat rows; exit $code");
+    EXPECT_EQ(first.exit_code, 128 + signal) << first.err;
+    EXPECT_NE(first.out.find("stopped at iteration "), std::string::npos);
+    const auto second = train(run + " --results-dir " + parts);
+    EXPECT_EQ(second.exit_code, 0) << second.err;
+    EXPECT_EQ(
+        second.out.find(
+            "going on from " + parts + "/checkpoint.pt at iteration "),
+        0U);
+    auto both = rows(first.out);
+    for (const auto& row : rows(second.out)) {
+      both.push_back(row);
+    }
+    EXPECT_EQ(both, rows(whole.out));
+    EXPECT_EQ(log_of(directory_ / parts), log_of(directory_ / "whole"));
+    EXPECT_EQ(results_of(directory_ / parts), results_of(directory_ / "whole"));
+    EXPECT_FALSE(fs::exists(directory_ / parts / "checkpoint.pt.partial"));
+
+    const auto third = train(run + " --results-dir " + parts); // all done
+    EXPECT_EQ(third.exit_code, 0);
+    EXPECT_EQ(rows(third.out).back(), rows(whole.out).back());
+  }
+}
+
+/// Starts the program and kills it: at a moment that has nothing to do with
+/// what it does, which is often before its first step, or soon after it has
+/// begun to write.
+void start_and_kill(
+    const std::vector<std::string>& arguments,
+    const fs::path& log,
+    std::mt19937& random) {
+  const auto milliseconds = [&](int most) {
+    return std::chrono::milliseconds(
+        std::uniform_int_distribution<int>(0, most)(random));
+  };
+  const auto written = [&] {
+    std::error_code error;
+    const auto time = fs::last_write_time(log, error);
+    return error ? fs::file_time_type::min() : time;
+  };
+  const auto before = written();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    std::vector<char*> argv;
+    for (const auto& argument : arguments) {
+      argv.push_back(const_cast<char*>(argument.c_str()));
+    }
+    argv.push_back(nullptr);
+    const int nowhere = ::open("/dev/null", O_WRONLY);
+    ::dup2(nowhere, STDOUT_FILENO);
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  int status = 0;
+  if (random() % 4 == 0) {
+    std::this_thread::sleep_for(milliseconds(3000));
+  } else {
+    while (written() == before && ::waitpid(child, &status, WNOHANG) == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    std::this_thread::sleep_for(milliseconds(1000));
+  }
+  ::kill(child, SIGKILL);
+  ::waitpid(child, &status, 0);
+}
+
+TEST_F(SurvivingRun, IsTheSameHoweverOftenItIsKilled) {
+  // MEMCNN_TEST_KILLS=100 is for an evening.
+  const char* asked = std::getenv("MEMCNN_TEST_KILLS");
+  const int64_t kills = asked != nullptr ? std::atoi(asked) : 6;
+  const std::string run = brief(
+      "revnet38 synthetic --checkpoint-every 2 --evaluate-every 7 "
+      "--iterations " +
+      std::to_string(4 * kills));
+  const auto whole = train(run + " --results-dir whole");
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+
+  std::mt19937 random(/*seed=*/1);
+  std::vector<std::string> arguments{MEMCNN_TRAIN};
+  const fs::path parts = directory_ / "parts";
+  std::istringstream words(run + " --results-dir " + parts.string());
+  for (std::string word; words >> word;) {
+    arguments.push_back(word);
+  }
+  int64_t resumed = 0;
+  for (int64_t i = 0; i < kills; ++i) {
+    start_and_kill(arguments, parts / "log.jsonl", random);
+    resumed += fs::exists(parts / "checkpoint.pt") ? 1 : 0;
+  }
+  EXPECT_GT(resumed, kills / 2);
+  const auto last = train(run + " --results-dir parts");
+  ASSERT_EQ(last.exit_code, 0) << last.err;
+  EXPECT_EQ(log_of(parts), log_of(directory_ / "whole"));
+  EXPECT_EQ(results_of(parts), results_of(directory_ / "whole"));
+}
+
+TEST_F(SurvivingRun, StartsAnewIfAsked) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto log = log_of(directory_ / "here");
+  go_back_to_the_third_step();
+  const auto again = train(six_steps() + " --fresh");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_EQ(rows(again.out).size(), 7U);
+  EXPECT_EQ(log_of(directory_ / "here"), log);
+}
+
+TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
+  const std::string same = " synthetic --iterations 1 --results-dir here";
+  ASSERT_EQ(short_run("resnet32" + same).exit_code, 0);
+  const auto before = read(here("checkpoint.pt"));
+  expect_error(
+      short_run("revnet38" + same),
+      "expected the checkpoint here/checkpoint.pt to have model \"revnet38\", "
+      "but got \"resnet32\". Give --fresh to overwrite it, or another "
+      "--results-dir.");
+  expect_error(
+      short_run("resnet32 --seed 7" + same),
+      "expected the checkpoint here/checkpoint.pt to have seed 7, but got 42. "
+      "Give --fresh to overwrite it, or another --results-dir.");
+  EXPECT_EQ(read(here("checkpoint.pt")), before);
+  EXPECT_TRUE(fs::exists(here("results.json")));
+  EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
+}
+
+TEST_F(SurvivingRun, RefusesFewerIterationsThanAreDone) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto before = read(here("checkpoint.pt"));
+  expect_error(
+      short_run("resnet32 synthetic --iterations 5 --results-dir here"),
+      "expected --iterations to be at least the 6 that the checkpoint "
+      "here/checkpoint.pt has done, but got 5. Give --fresh to overwrite it, "
+      "or another --results-dir.");
+  EXPECT_EQ(read(here("checkpoint.pt")), before);
+}
+
+TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
+  const auto whole = train(six_steps());
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  const auto log = log_of(directory_ / "here");
+  auto damaged = read(here("checkpoint.pt"));
+  damaged[damaged.size() / 2] ^= 1;
+  write(here("checkpoint.pt"), damaged);
+  const auto refused = train(six_steps());
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_TRUE(std::regex_match(
+      refused.err,
+      std::regex("memcnn_train: expected the checkpoint here/checkpoint\\.pt "
+                 "to have (\\d+) bytes with checksum [0-9a-f]{16}, but got "
+                 "\\1 with [0-9a-f]{16}: it is damaged\\. Give "
+                 "--from-previous to go on from here/checkpoint\\.previous"
+                 "\\.pt, or --fresh to start anew\\.\n")))
+      << refused.err;
+  EXPECT_EQ(read(here("checkpoint.pt")), damaged);
+
+  const auto second = train(six_steps() + " --from-previous");
+  EXPECT_EQ(second.exit_code, 0) << second.err;
+  EXPECT_EQ(
+      second.out.find("going on from here/checkpoint.previous.pt at iteration "
+                      "3\n"),
+      0U)
+      << second.out;
+  EXPECT_EQ(log_of(directory_ / "here"), log);
+  EXPECT_EQ(rows(second.out).size(), 4U);
+}
+
+TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
+  fs::create_directories(directory_ / "here");
+  const auto expect_refused = [&](const std::string& bytes,
+                                  const std::string& message) {
+    write(here("checkpoint.pt"), bytes);
+    expect_error(train(six_steps()), message);
+    EXPECT_EQ(read(here("checkpoint.pt")), bytes);
+  };
+  const std::string otherwise =
+      " Give --fresh to overwrite it, or another --results-dir.";
+  for (const std::string bytes :
+       {"", "a text of mine\n", "memcnn-checkpoint two\n"}) {
+    expect_refused(
+        bytes,
+        "expected here/checkpoint.pt to be a checkpoint of this program, but "
+        "it is something else or damaged." +
+            otherwise);
+  }
+  expect_refused(
+      "memcnn-checkpoint 2 9 0123456789abcdef\nshort",
+      "expected the checkpoint here/checkpoint.pt to have 9 bytes with "
+      "checksum 0123456789abcdef, but got 5 with f6915548f781cd55: it is "
+      "damaged." +
+          otherwise);
+  for (const auto& [bytes, format] :
+       {std::pair("PK\x03\x04 of version 0.0", "1"),
+        std::pair("memcnn-checkpoint 3 whatever comes\n", "3")}) {
+    expect_refused(
+        bytes,
+        "expected the checkpoint here/checkpoint.pt to have format 2, but "
+        "got " +
+            std::string(format) +
+            ": another version of memcnn_train wrote it. Go on with that "
+            "version, or give --fresh to overwrite it or another "
+            "--results-dir.");
+  }
+  fs::remove(here("checkpoint.pt"));
+  expect_error(
+      train(six_steps() + " --from-previous"),
+      "expected the checkpoint here/checkpoint.previous.pt to be readable, "
+      "but reading it failed." +
+          otherwise);
+  expect_error(
+      train(six_steps() + " --from-previous --fresh"),
+      "expected --fresh or --from-previous, but got both.");
+}
+
+TEST_F(SurvivingRun, KeepsTheLastCheckpointWhereTheDiskIsFull) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto log = log_of(directory_ / "here");
+  go_back_to_the_third_step();
+  const auto before = read(here("checkpoint.pt"));
+  // No file may grow over 1000 blocks of 512 bytes.
+  const auto full =
+      train_shell("(ulimit -f 1000; exec $TRAIN " + six_steps() + ")");
+  EXPECT_EQ(full.exit_code, 1);
+  EXPECT_EQ(
+      full.err,
+      "memcnn_train: expected here/checkpoint.pt to be writable, but writing "
+      "it failed: File too large. Make room on the disk, or give another "
+      "--results-dir.\n");
+  EXPECT_EQ(read(here("checkpoint.pt")), before);
+  EXPECT_FALSE(fs::exists(here("checkpoint.pt.partial")));
+  EXPECT_EQ(train(six_steps()).exit_code, 0);
+  EXPECT_EQ(log_of(directory_ / "here"), log);
+}
+
+TEST_F(SurvivingRun, LeavesADirectoryThatAnotherRunUses) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto log = read(here("log.jsonl"));
+  const int lock = ::open(here("lock").c_str(), O_RDWR);
+  ASSERT_EQ(::flock(lock, LOCK_EX), 0);
+  expect_error(
+      train(six_steps() + " --fresh"),
+      "expected the results directory here to be free, but another run is "
+      "using it. Wait for its end, or give another --results-dir.");
+  ::close(lock);
+  EXPECT_EQ(read(here("log.jsonl")), log);
+  EXPECT_EQ(train(six_steps()).exit_code, 0);
+}
+
+TEST_F(SurvivingRun, NoticesADataFileThatChanges) {
+  // CIFAR-100 in size and form, with one image that is not black.
+  for (const auto& [name, records] :
+       {std::pair("train.bin", 50000), std::pair("test.bin", 10000)}) {
+    std::ofstream file(directory_ / name, std::ios::binary);
+    file << std::string(2, '\0') << std::string(3072, '\x50');
+    file.close();
+    fs::resize_file(
+        directory_ / name, static_cast<uintmax_t>(records) * (2 + 3072));
+  }
+  const std::string run =
+      brief("resnet32 cifar100 --iterations 1 --data-dir . --results-dir here");
+  const auto first = train(run);
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  const auto before = read(here("checkpoint.pt"));
+  std::fstream file(
+      directory_ / "test.bin", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(30740000 - 1) << '\x01';
+  file.close();
+  const auto second = train(run);
+  EXPECT_EQ(second.exit_code, 1);
+  EXPECT_TRUE(std::regex_match(
+      second.err,
+      std::regex("memcnn_train: expected the images of cifar100 to be those "
+                 "that the checkpoint here/checkpoint\\.pt was trained on "
+                 "\\(checksum [0-9a-f]{16}\\), but got others "
+                 "\\([0-9a-f]{16}\\): a data file has changed\\. Restore it, "
+                 "or give --fresh to start anew\\.\n")))
+      << second.err;
+  EXPECT_EQ(read(here("checkpoint.pt")), before);
+}
+
+} // namespace

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "program.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace memcnn_test {
+
+/// The rows that a run prints, without the part that depends on its speed.
+inline std::vector<std::string> rows(const std::string& out) {
+  std::vector<std::string> found;
+  std::istringstream lines(out);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("iteration:", 0) == 0) {
+      found.push_back(line.substr(0, line.find(" ms_per_step")));
+    }
+  }
+  return found;
+}
+
+/// Runs memcnn_train, whose path is the macro MEMCNN_TRAIN.
+class TrainProgramTest : public ProgramTest {
+ protected:
+  /// A command of the shell in which $TRAIN is the program.
+  Result train_shell(const std::string& command) {
+    return shell("TRAIN='" MEMCNN_TRAIN "'; " + command);
+  }
+
+  Result train(const std::string& arguments) {
+    return train_shell("$TRAIN " + arguments);
+  }
+
+  /// Of a run of a second or two; every row shows one step.
+  static std::string brief(const std::string& arguments) {
+    return arguments +
+        " --batch-size 4 --log-every 1 --test-images 8 --threads 1 --no-cuda";
+  }
+
+  Result short_run(const std::string& arguments) {
+    return train(brief(arguments));
+  }
+
+  /// Exactly one message, and no step done.
+  void expect_error(const Result& result, const std::string& message) {
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_EQ(result.err, "memcnn_train: " + message + "\n");
+    EXPECT_EQ(rows(result.out).size(), 0U) << result.out;
+    EXPECT_FALSE(std::filesystem::exists(directory_ / "results"));
+  }
+};
+
+} // namespace memcnn_test
