@@ -75,11 +75,12 @@ class SavedTensors final : public pickle::Objects {
       return pickle::Dict{};
     }
     if (global == kRebuildTensor && items.size() >= 6) {
-      return view(
-          argument<at::Tensor>(arguments, 0),
-          argument<int64_t>(arguments, 1),
-          integers(argument<pickle::Tuple>(arguments, 2)),
-          integers(argument<pickle::Tuple>(arguments, 3)));
+      // LibTorch checks that all of it is within the storage.
+      return argument<at::Tensor>(arguments, 0)
+          .as_strided(
+              integers(argument<pickle::Tuple>(arguments, 2)),
+              integers(argument<pickle::Tuple>(arguments, 3)),
+              /*storage_offset=*/argument<int64_t>(arguments, 1));
     }
     if (global == kRebuildParameter && !items.empty()) {
       return argument<at::Tensor>(arguments, 0);
@@ -149,29 +150,6 @@ class SavedTensors final : public pickle::Objects {
       archive_.getRecord(name, bytes.data_ptr(), size);
     }
     return bytes;
-  }
-
-  at::Tensor view(
-      const at::Tensor& storage,
-      int64_t offset,
-      const std::vector<int64_t>& sizes,
-      const std::vector<int64_t>& strides) const {
-    int64_t room = storage.numel() - 1 - offset; // beyond the first element
-    bool fits = offset >= 0 && sizes.size() == strides.size();
-    bool empty = false;
-    for (size_t dim = 0; fits && dim < sizes.size(); ++dim) {
-      fits = sizes[dim] >= 0 && strides[dim] >= 0;
-      empty = empty || sizes[dim] == 0;
-    }
-    for (size_t dim = 0; fits && !empty && dim < sizes.size(); ++dim) {
-      const int64_t steps = sizes[dim] - 1;
-      fits = steps == 0 || strides[dim] <= room / steps;
-      room -= fits ? steps * strides[dim] : 0;
-    }
-    if (!fits || (!empty && room < 0)) {
-      stop_on_unreadable(path_);
-    }
-    return storage.as_strided(sizes, strides, offset);
   }
 
   caffe2::serialize::PyTorchStreamReader& archive_;

@@ -317,6 +317,15 @@ TEST(PythonWeights, RejectOtherShapesAndKinds) {
       "but "
       "got sizes [100, 8] and dtype float. Give the file of a revnet38 for as "
       "many classes.");
+  // one value, which would fit each of ten
+  EXPECT_EQ(
+      message_after([](StateDict& state) {
+        state["fc.bias"] = state["fc.bias"].narrow(0, 0, 1);
+      }),
+      "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
+      "got "
+      "sizes [1] and dtype float. Give the file of a revnet38 for as many "
+      "classes.");
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].to(torch::kInt64);
