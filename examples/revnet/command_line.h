@@ -114,6 +114,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   app.add_option(
          "--seed", config.seed, "Seed of weights, image order and augmentation")
       ->check(detail::at_least<int64_t>(0));
+  bool keep_transitions = false;
   std::vector<CLI::Option*> savers{
       app.add_option(
           "--engine",
@@ -127,9 +128,10 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
              "the three groups of blocks, to save their recomputation")
           ->check(detail::at_least<int64_t>(0)),
       app.add_flag(
-          "--checkpoint-transitions",
-          config.checkpoint_transitions,
-          "Recompute the activations of down-sampling blocks, too")};
+          "--keep-transitions",
+          keep_transitions,
+          "Keep the activations of down-sampling blocks, which takes twice the "
+          "memory and a little less time")};
   bool plain = false;
   app.add_flag(
       "--plain",
@@ -143,7 +145,18 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
              "that they are undone exactly: every engine, and --plain, then "
              "prints the same losses (default: no rounding)")
           ->check(detail::between<int64_t>(0, 23, "from 0 to 23"));
-  app.add_flag("--autocast", config.autocast, "Compute in bfloat16 where safe");
+  app.add_flag(
+      "--amp",
+      config.amp,
+      "Compute in bfloat16 where that is accurate enough (automatic mixed "
+      "precision)");
+  CLI::Option* memory_format = app.add_option(
+      "--memory-format",
+      config.memory_format,
+      "How images and weights of convolutions lie in memory: " +
+          detail::joined(memory_format_names()) +
+          "; with --fractional-bits the latter, in which plain autograd rounds "
+          "its gradients alike");
   CLI::Option* compare_plain =
       app.add_option(
              "--compare-plain",
@@ -222,7 +235,13 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   detail::check_name("MODEL", config.model, model_names());
   detail::check_name("DATASET", config.dataset, dataset_names());
   detail::check_name("--engine", config.engine, engine_names());
+  detail::check_name(
+      "--memory-format", config.memory_format, memory_format_names());
   config.use_cuda = !no_cuda;
+  if (config.fractional_bits && memory_format->count() == 0) {
+    config.memory_format = "contiguous";
+  }
+  config.checkpoint_transitions = !keep_transitions;
   if (config.fresh && config.from_previous) {
     throw Error("expected --fresh or --from-previous, but got both.");
   }

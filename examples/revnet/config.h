@@ -26,8 +26,9 @@ struct Config {
   std::string engine = "sequence"; // the fastest that saves memory
   std::optional<int64_t> fractional_bits; // none: rounding takes some time
   int64_t memory_budget = 0; // MiB per group; 0: the least memory
-  bool checkpoint_transitions = false; // takes some time, too
-  bool autocast = false; // bfloat16 has float32's range: needs no loss scaling
+  bool checkpoint_transitions = true; // 6 % of time for half of what is held
+  bool amp = false; // in bfloat16, which has float32's range: no loss scaling
+  std::string memory_format = "channels-last"; // a quarter faster, on a CPU
 
   // Where the run happens. Results do not depend on it, but for rounding.
   bool use_cuda = true; // where a device is present
@@ -62,7 +63,8 @@ inline nlohmann::ordered_json recipe(const Config& config) {
                               : nlohmann::ordered_json()},
       {"memory_budget_mib", config.memory_budget},
       {"checkpoint_transitions", config.checkpoint_transitions},
-      {"autocast", config.autocast}};
+      {"amp", config.amp},
+      {"memory_format", config.memory_format}};
 }
 
 /// Learning rate of an iteration; iterations count from 0.

@@ -1029,10 +1029,12 @@ def engine_text(config):
         text += f", exact ({bits} fractional bits)"
     if config.get("memory_budget_mib"):
         text += f", memory budget {config['memory_budget_mib']} MiB"
-    if config.get("checkpoint_transitions"):
-        text += ", checkpointed transitions"
-    if config.get("autocast"):
-        text += ", autocast"
+    if text != "plain" and not config.get("checkpoint_transitions", True):
+        text += ", transitions kept"
+    if config.get("amp"):
+        text += ", bfloat16"
+    if config.get("memory_format", "channels-last") != "channels-last":
+        text += f", {config['memory_format']}"
     return text
 
 
@@ -1219,7 +1221,7 @@ def network_table(model, data_set, runs):
 
 
 def comparable(run, other):
-    same = ("batch_size", "autocast")
+    same = ("batch_size", "amp", "memory_format")
     return run.info["device"] == other.info["device"] and all(
         run.config.get(name) == other.config.get(name) for name in same
     )

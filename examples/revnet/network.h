@@ -43,12 +43,41 @@ inline Config plain_twin(Config config) {
   return config;
 }
 
+/// How images and weights of convolutions may lie in memory.
+inline const std::vector<std::string>& memory_format_names() {
+  static const std::vector<std::string> all{"channels-last", "contiguous"};
+  return all;
+}
+
+inline at::MemoryFormat memory_format_of(const Config& config) {
+  return config.memory_format == "channels-last"
+      ? at::MemoryFormat::ChannelsLast
+      : at::MemoryFormat::Contiguous;
+}
+
 namespace detail {
 
 inline revnet::Engine engine_of(const Config& config) {
   return config.engine == "sequence" ? revnet::Engine::kSequence
       : config.engine == "wrapper"   ? revnet::Engine::kWrapper
                                      : revnet::Engine::kPlain;
+}
+
+inline torch::nn::AnyModule build_network(
+    const Config& config,
+    int64_t num_classes) {
+  if (is_reversible(config.model)) {
+    constexpr int64_t kBytesPerMebibyte = 1024 * 1024;
+    return torch::nn::AnyModule(revnet::RevNet(
+        revnet::named(config.model)
+            .num_classes(num_classes)
+            .engine(engine_of(config))
+            .fractional_bits(config.fractional_bits)
+            .memory_budget(config.memory_budget * kBytesPerMebibyte)
+            .checkpoint_transitions(config.checkpoint_transitions)));
+  }
+  return torch::nn::AnyModule(
+      resnet::ResNet(resnet::named(config.model).num_classes(num_classes)));
 }
 
 } // namespace detail
@@ -59,18 +88,13 @@ inline torch::nn::AnyModule make_network(
     const Config& config,
     int64_t num_classes) {
   torch::manual_seed(config.seed);
-  if (is_reversible(config.model)) {
-    constexpr int64_t kBytesPerMebibyte = 1024 * 1024;
-    return torch::nn::AnyModule(revnet::RevNet(
-        revnet::named(config.model)
-            .num_classes(num_classes)
-            .engine(detail::engine_of(config))
-            .fractional_bits(config.fractional_bits)
-            .memory_budget(config.memory_budget * kBytesPerMebibyte)
-            .checkpoint_transitions(config.checkpoint_transitions)));
+  torch::nn::AnyModule network = detail::build_network(config, num_classes);
+  for (torch::Tensor& parameter : network.ptr()->parameters()) {
+    if (parameter.dim() == 4) { // the weight of a convolution
+      parameter.set_data(parameter.contiguous(memory_format_of(config)));
+    }
   }
-  return torch::nn::AnyModule(
-      resnet::ResNet(resnet::named(config.model).num_classes(num_classes)));
+  return network;
 }
 
 } // namespace training

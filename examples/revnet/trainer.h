@@ -213,7 +213,7 @@ class Trainer {
   };
 
   Forward forward(const Batch& batch) {
-    const AutocastGuard autocast(device_.type(), config_.autocast);
+    const AutocastGuard autocast(device_.type(), config_.amp);
     const torch::Tensor logits =
         network_.forward(batch.images).to(torch::kFloat32);
     const torch::Tensor loss =
@@ -225,7 +225,9 @@ class Trainer {
     const auto move = [&](const torch::Tensor& tensor) {
       return tensor.to(device_, /*non_blocking=*/true);
     };
-    return {move(batch.images), move(batch.labels)};
+    return {
+        move(batch.images).contiguous(memory_format_of(config_)),
+        move(batch.labels)};
   }
 
   torch::optim::SGD make_optimizer() {

@@ -84,7 +84,7 @@ TEST_F(TrainProgram, RejectsOptionsOfReversibleModelsForPlainOnes) {
         "--engine wrapper",
         "--memory-budget 10",
         "--fractional-bits 12",
-        "--checkpoint-transitions"}) {
+        "--keep-transitions"}) {
     expect_error(
         train("resnet32 synthetic " + option),
         "expected MODEL to be one of revnet38, revnet110, revnet164 with " +
@@ -97,6 +97,10 @@ TEST_F(TrainProgram, RejectsEnginesThatDoNotFit) {
   expect_error(
       train("revnet38 synthetic --engine steam"),
       "expected --engine to be one of sequence, wrapper, but got \"steam\".");
+  expect_error(
+      train("revnet38 synthetic --memory-format sparse"),
+      "expected --memory-format to be one of channels-last, contiguous, but "
+      "got \"sparse\".");
   expect_error(
       train("revnet38 synthetic --plain --engine wrapper"),
       "expected --plain or --engine, but got both.");
@@ -191,14 +195,19 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
 }
 
 TEST_F(TrainProgram, PlainAndReversiblePrintTheSameFirstLosses) {
-  const auto plain = short_run("revnet38 synthetic --iterations 2 --plain");
-  ASSERT_EQ(rows(plain.out).size(), 3U) << plain.err;
-  for (const std::string engine : {"sequence", "wrapper"}) {
-    const auto reversible =
-        short_run("revnet38 synthetic --iterations 2 --engine " + engine);
-    ASSERT_EQ(rows(reversible.out).size(), 3U) << reversible.err;
-    EXPECT_EQ(rows(plain.out)[0], rows(reversible.out)[0]) << engine;
-    EXPECT_EQ(rows(plain.out)[1], rows(reversible.out)[1]) << engine;
+  for (const std::string format : {"channels-last", "contiguous"}) {
+    const std::string run =
+        "revnet38 synthetic --iterations 2 --fresh "
+        "--memory-format " +
+        format;
+    const auto plain = short_run(run + " --plain");
+    ASSERT_EQ(rows(plain.out).size(), 3U) << plain.err;
+    for (const std::string engine : {"sequence", "wrapper"}) {
+      const auto reversible = short_run(run + " --engine " + engine);
+      ASSERT_EQ(rows(reversible.out).size(), 3U) << reversible.err;
+      EXPECT_EQ(rows(plain.out)[0], rows(reversible.out)[0]) << engine;
+      EXPECT_EQ(rows(plain.out)[1], rows(reversible.out)[1]) << engine;
+    }
   }
 }
 
@@ -211,7 +220,7 @@ TEST_F(TrainProgram, WithFractionalBitsPrintsTheSameLossesUnderEveryEngine) {
   for (const std::string options :
        {"",
         "--engine wrapper",
-        "--memory-budget 4 --checkpoint-transitions "
+        "--memory-budget 4 --keep-transitions "
         "--results-dir results/saved"}) {
     const auto reversible = short_run(run + options);
     EXPECT_EQ(rows(plain.out), rows(reversible.out))
@@ -219,17 +228,35 @@ TEST_F(TrainProgram, WithFractionalBitsPrintsTheSameLossesUnderEveryEngine) {
   }
 }
 
+TEST_F(TrainProgram, TrainsInBfloat16) {
+  for (const std::string model : {"resnet32", "revnet38"}) {
+    const auto result = short_run(
+        model + " synthetic --iterations 2 --amp --results-dir " + model);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    const auto exact = short_run(
+        model + " synthetic --iterations 2 --results-dir exact" + model);
+    EXPECT_NE(rows(result.out), rows(exact.out));
+    const auto written = read(directory_ / model / "results.json");
+    EXPECT_NE(written.find("\"amp\": true"), std::string::npos);
+    EXPECT_NE(
+        written.find("\"memory_format\": \"channels-last\""),
+        std::string::npos);
+  }
+}
+
 TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
   const auto result = short_run(
       "revnet38 synthetic --iterations 1 --fractional-bits 12 "
-      "--memory-budget 4 --checkpoint-transitions --results-dir here");
+      "--memory-budget 4 --results-dir here");
   EXPECT_EQ(result.exit_code, 0) << result.err;
   const auto written = read(directory_ / "here" / "results.json");
   for (const char* setting :
        {"\"engine\": \"sequence\"",
         "\"fractional_bits\": 12",
         "\"memory_budget_mib\": 4",
-        "\"checkpoint_transitions\": true"}) {
+        "\"checkpoint_transitions\": true",
+        "\"amp\": false",
+        "\"memory_format\": \"contiguous\""}) {
     EXPECT_NE(written.find(setting), std::string::npos) << setting;
   }
 }

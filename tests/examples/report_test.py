@@ -29,7 +29,7 @@ def config(model, **changes):
         "batch_size": 100, "learning_rate": 0.1, "momentum": 0.9,
         "weight_decay": 2e-4, "seed": 1, "engine": "sequence",
         "fractional_bits": None, "memory_budget_mib": 0,
-        "checkpoint_transitions": False, "autocast": False,
+        "checkpoint_transitions": False, "amp": False, "memory_format": "contiguous",
     } | changes  # fmt: skip
 
 
