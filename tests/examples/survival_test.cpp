@@ -19,6 +19,8 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -52,6 +54,38 @@ json results_of(const fs::path& directory) {
   results.erase("rows"); // those of the log
   results.at("step").erase("median_ms_per_step");
   return results;
+}
+
+/// Files of the size and form of the published ones, in which a few images are
+/// noise of any class, and the others black.
+void write_cifar(const std::string& data_set, const fs::path& directory) {
+  const bool fine = data_set == "cifar100";
+  const int label_bytes = fine ? 2 : 1;
+  std::vector<std::pair<std::string, int>> files{
+      {"train.bin", 50000}, {"test.bin", 10000}};
+  if (!fine) {
+    files = {{"test_batch.bin", 10000}};
+    for (int part = 1; part <= 5; ++part) {
+      files.emplace_back("data_batch_" + std::to_string(part) + ".bin", 10000);
+    }
+  }
+  std::mt19937 random(/*seed=*/1);
+  for (const auto& [name, records] : files) {
+    std::ofstream file(directory / name, std::ios::binary);
+    for (int record = 0; record < 100; ++record) {
+      if (fine) {
+        file.put('\0'); // the coarse label
+      }
+      file.put(static_cast<char>(fine ? record : record % 10));
+      for (int i = 0; i < 3072; ++i) {
+        file.put(static_cast<char>(random() % 256));
+      }
+    }
+    file.close();
+    fs::resize_file(
+        directory / name,
+        static_cast<uintmax_t>(records) * (label_bytes + 3072));
+  }
 }
 
 class SurvivingRun : public memcnn_test::TrainProgramTest {
@@ -139,6 +173,48 @@ TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
     EXPECT_EQ(rows(third.out).back(), rows(whole.out).back());
   }
 }
+
+struct EveryNetwork
+    : SurvivingRun,
+      testing::WithParamInterface<std::tuple<std::string, std::string>> {};
+
+TEST_P(EveryNetwork, StartsTrainsStopsAndGoesOn) {
+  const auto& [model, data_set] = GetParam();
+  write_cifar(data_set, directory_);
+  const std::string run = brief(
+      model + " " + data_set +
+      " --data-dir . --iterations 10 --evaluate-every 4");
+  const auto first = train_shell(
+      "$TRAIN " + run +
+      " > rows & until grep -q loss rows; do sleep 0.05; done; kill -INT $!; "
+      "wait $!; code=$?; cat rows; exit $code");
+  EXPECT_EQ(first.exit_code, 128 + SIGINT) << first.err;
+  const auto second = train(run);
+  EXPECT_EQ(second.exit_code, 0) << second.err;
+
+  const fs::path results = directory_ / "results" / (model + "-" + data_set);
+  const auto whole = train(run + " --results-dir whole");
+  EXPECT_EQ(log_of(results), log_of(directory_ / "whole"));
+  EXPECT_EQ(results_of(results), results_of(directory_ / "whole"));
+  const json about = json::parse(read(results / "run.json"));
+  EXPECT_EQ(about.at("classes"), data_set == "cifar10" ? 10 : 100);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Networks,
+    EveryNetwork,
+    testing::Combine(
+        testing::Values(
+            "resnet32",
+            "resnet110",
+            "resnet164",
+            "revnet38",
+            "revnet110",
+            "revnet164"),
+        testing::Values("cifar10", "cifar100")),
+    [](const auto& test) {
+      return std::get<0>(test.param) + "_" + std::get<1>(test.param);
+    });
 
 /// Starts the program and kills it: at a moment that has nothing to do with
 /// what it does, which is often before its first step, or soon after it has
@@ -363,15 +439,7 @@ TEST_F(SurvivingRun, LeavesADirectoryThatAnotherRunUses) {
 }
 
 TEST_F(SurvivingRun, NoticesADataFileThatChanges) {
-  // CIFAR-100 in size and form, with one image that is not black.
-  for (const auto& [name, records] :
-       {std::pair("train.bin", 50000), std::pair("test.bin", 10000)}) {
-    std::ofstream file(directory_ / name, std::ios::binary);
-    file << std::string(2, '\0') << std::string(3072, '\x50');
-    file.close();
-    fs::resize_file(
-        directory_ / name, static_cast<uintmax_t>(records) * (2 + 3072));
-  }
+  write_cifar("cifar100", directory_);
   const std::string run =
       brief("resnet32 cifar100 --iterations 1 --data-dir . --results-dir here");
   const auto first = train(run);
