@@ -157,6 +157,15 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
           detail::joined(memory_format_names()) +
           "; with --fractional-bits the latter, in which plain autograd rounds "
           "its gradients alike");
+  CLI::Option* check_inverse =
+      app.add_option(
+             "--check-inverse",
+             config.check_inverse,
+             "Steps between two checks of a batch, with a warning where it "
+             "matters: how far off inputs are that blocks rebuild, and "
+             "gradients from plain autograd's. Takes the time of three steps "
+             "and less memory than a plain one; 0: never")
+          ->check(detail::at_least<int64_t>(0));
   CLI::Option* compare_plain =
       app.add_option(
              "--compare-plain",
@@ -250,6 +259,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
         "expected --engine to be sequence with --memory-budget, but got \"" +
         config.engine + "\".");
   }
+  savers.push_back(check_inverse);
   savers.push_back(compare_plain);
   for (const CLI::Option* option : savers) {
     if (plain && option->count() > 0) {

@@ -43,6 +43,7 @@ struct Config {
   int64_t evaluate_every = 0; // 0: at the end only; takes as long as 30 steps
   int64_t test_images = 0; // 0: all; fewer for a quick look only
   int64_t checkpoint_every = 500; // at most some minutes are ever lost
+  int64_t check_inverse = 0; // 0: never; takes as long as a few steps
   int64_t compare_plain = 0; // steps of each twin; 0: no comparison
 };
 

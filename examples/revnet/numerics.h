@@ -7,6 +7,7 @@
 #include "config.h"
 #include "trial_copy.h"
 
+#include <torch/autograd.h>
 #include <torch/nn.h>
 #include <torch/types.h>
 #include <nlohmann/json.hpp>
@@ -245,9 +246,9 @@ inline std::vector<std::string> warnings_of(
     const NumericsReport& report,
     const Config& config,
     int64_t iteration) {
-  const NumericsLimits limits = numerics_limits(config.autocast);
-  const std::string cure = config.autocast ? "Give no --autocast, or a lower"
-      : config.fractional_bits             ? "Give a lower"
+  const NumericsLimits limits = numerics_limits(config.amp);
+  const std::string cure = config.amp ? "Give no --amp, or a lower"
+      : config.fractional_bits        ? "Give a lower"
                                : "Give --fractional-bits 14, with which blocks "
                                  "are undone exactly, or a lower";
   std::vector<std::string> warnings;

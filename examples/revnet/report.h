@@ -4,6 +4,7 @@
 #include "config.h"
 #include "files.h"
 #include "memory_use.h"
+#include "numerics.h"
 #include "run_state.h"
 #include "trainer.h"
 #include "version.h"
@@ -121,6 +122,23 @@ inline void print_evaluation(int64_t iteration, const Evaluation& evaluation) {
       evaluation.accuracy,
       evaluation.top5);
   std::fflush(stdout);
+}
+
+inline void print_numerics(int64_t iteration, const NumericsReport& report) {
+  const Deviation inverse = report.inverse();
+  std::printf(
+      "iteration:%lld inverse_error:%.2e inverse_error_block:%s "
+      "gradient_deviation:%.2e gradient_deviation_parameter:%s\n",
+      static_cast<long long>(iteration),
+      inverse.relative,
+      inverse.name.c_str(),
+      report.gradient.relative,
+      report.gradient.name.c_str());
+  std::fflush(stdout);
+}
+
+inline void print_warning(const std::string& text) {
+  std::fprintf(stderr, "memcnn_train: warning: %s\n", text.c_str());
 }
 
 /// Prints the end of a run for people to read.

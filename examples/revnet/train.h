@@ -10,11 +10,14 @@
 #include "error.h"
 #include "interrupt.h"
 #include "log.h"
+#include "non_finite.h"
+#include "numerics.h"
 #include "report.h"
 #include "results_dir.h"
 #include "run_state.h"
 #include "trainer.h"
 
+#include <c10/util/Exception.h>
 #include <torch/cuda.h>
 #include <torch/utils.h>
 
@@ -179,9 +182,31 @@ class Run {
         detail::is_due(state_.iteration, config_.evaluate_every);
   }
 
+  bool check_is_due() const {
+    return detail::is_due(state_.iteration, config_.check_inverse);
+  }
+
   bool row_is_due() const {
     return state_.iteration == config_.iterations || evaluation_is_due() ||
-        detail::is_due(state_.iteration, config_.log_every);
+        check_is_due() || detail::is_due(state_.iteration, config_.log_every);
+  }
+
+  /// On the last batch, with the weights after it. Nothing where it fails, such
+  /// as for want of memory: the run can do without.
+  std::optional<NumericsReport> check() {
+    progress_.show("checking inverses and gradients");
+    try {
+      return measure_numerics(
+          trainer_.network(),
+          trainer_.batch(state_.iteration - 1),
+          config_.amp);
+    } catch (const c10::Error& error) {
+      progress_.clear();
+      print_warning(
+          "the check of iteration " + std::to_string(state_.iteration) +
+          " is left out: " + error.what_without_backtrace());
+      return std::nullopt;
+    }
   }
 
   /// Nothing is written where a signal asks to stop before it is complete.
@@ -197,8 +222,19 @@ class Run {
       row["test_accuracy"] = evaluation->accuracy;
       row["test_top5"] = evaluation->top5;
     }
+    std::optional<NumericsReport> numerics;
+    if (check_is_due() && (numerics = check())) {
+      row.update(to_json(*numerics));
+    }
     progress_.clear();
     print_row(row);
+    if (numerics) {
+      print_numerics(state_.iteration, *numerics);
+      for (const auto& text :
+           warnings_of(*numerics, config_, state_.iteration)) {
+        print_warning(text);
+      }
+    }
     if (evaluation) {
       print_evaluation(state_.iteration, *evaluation);
     }
@@ -221,10 +257,15 @@ class Run {
 
   [[noreturn]] void
   stop_on_bad(const char* what, double value, int64_t iteration) {
+    const std::string origin = origin_of_non_finite(
+        trainer_.network(), trainer_.batch(iteration - 1), config_.amp);
     progress_.clear();
     throw Error(
         std::string("expected the ") + what + " to be finite, but got " +
         format("%g", value) + " at iteration " + std::to_string(iteration) +
+        (origin.empty()
+             ? ""
+             : ". The first value that is not finite is in " + origin) +
         ". Give a lower --learning-rate (now " +
         format("%g", config_.learning_rate) + ")" +
         (is_there(checkpoints_.last())

@@ -171,6 +171,11 @@ class Trainer {
         static_cast<double>(hits.top5) / count};
   }
 
+  /// The batch of an iteration once more, to look into what it did.
+  Batch batch(int64_t iteration) {
+    return on_device(batches_.at(iteration));
+  }
+
   bool weights_are_finite() {
     return std::all_of(
         parameters_.begin(), parameters_.end(), [](const torch::Tensor& p) {
