@@ -99,8 +99,11 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   app.add_option("DATASET", config.dataset, detail::joined(dataset_names()))
       ->required();
 
-  app.add_option("--iterations", config.iterations, "Training steps in all")
-      ->check(detail::at_least<int64_t>(1));
+  app.add_option(
+         "--iterations",
+         config.iterations,
+         "Training steps in all; 0: evaluate only")
+      ->check(detail::at_least<int64_t>(0));
   app.add_option("--batch-size", config.batch_size, "Images per step")
       ->check(detail::at_least<int64_t>(2));
   app.add_option(
@@ -195,6 +198,17 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       "Folder for run.json, log.jsonl, results.json and checkpoint.pt "
       "(default: "
       "results/MODEL-DATASET)");
+  app.add_option(
+      "--load-weights",
+      config.load_weights,
+      "Start from the weights in this file, a state dict written by "
+      "torch.save() from Python MemCNN's network, or by --save-weights "
+      "(default: random weights)");
+  app.add_option(
+      "--save-weights",
+      config.save_weights,
+      "At the end, write the weights to this file, for Python's torch.load() "
+      "and load_state_dict()");
   app.add_option("--log-every", config.log_every, "Steps between two rows")
       ->check(detail::at_least<int64_t>(1));
   app.add_option(

@@ -39,6 +39,8 @@ struct Config {
   std::string results_dir; // empty: results/MODEL-DATASET
   bool fresh = false; // overwrites a checkpoint instead of going on from it
   bool from_previous = false; // goes on from the checkpoint before the last
+  std::string load_weights; // empty: random ones
+  std::string save_weights; // empty: nowhere but in the checkpoint
   int64_t log_every = 20; // a row every few seconds, even on a small CPU
   int64_t evaluate_every = 0; // 0: at the end only; takes as long as 30 steps
   int64_t test_images = 0; // 0: all; fewer for a quick look only
@@ -49,7 +51,7 @@ struct Config {
 
 /// The part of a configuration that two runs must share to be one run.
 inline nlohmann::ordered_json recipe(const Config& config) {
-  return {
+  nlohmann::ordered_json settings = {
       {"model", config.model},
       {"dataset", config.dataset},
       {"iterations", config.iterations},
@@ -66,6 +68,10 @@ inline nlohmann::ordered_json recipe(const Config& config) {
       {"checkpoint_transitions", config.checkpoint_transitions},
       {"amp", config.amp},
       {"memory_format", config.memory_format}};
+  if (!config.load_weights.empty()) {
+    settings["load_weights"] = config.load_weights;
+  }
+  return settings;
 }
 
 /// Learning rate of an iteration; iterations count from 0.

@@ -39,11 +39,14 @@ inline bool flush_to_disk(const std::filesystem::path& path) {
 #endif
 }
 
-[[noreturn]] inline void stop_on_write(const std::filesystem::path& path) {
+/// `flag` is the one that names the file, or the folder it is in.
+[[noreturn]] inline void stop_on_write(
+    const std::filesystem::path& path,
+    const std::string& flag = "--results-dir") {
   const std::string why = errno != 0 ? std::strerror(errno) : "unknown reason";
   throw Error(
       "expected " + path.string() + " to be writable, but writing it failed: " +
-      why + ". Make room on the disk, or give another --results-dir.");
+      why + ". Make room on the disk, or give another " + flag + ".");
 }
 
 } // namespace detail
@@ -53,10 +56,11 @@ inline bool flush_to_disk(const std::filesystem::path& path) {
 /// which then takes its name.
 ///
 /// Throws:   Error if that fails; the old file is then whole, and nothing is
-///           left beside it.
+///           left beside it. `flag` is what the user may change.
 inline void write_file(
     const std::filesystem::path& path,
-    const std::string& bytes) {
+    const std::string& bytes,
+    const std::string& flag = "--results-dir") {
   const std::filesystem::path partial = path.string() + ".partial";
   errno = 0;
   std::ofstream file(partial, std::ios::binary);
@@ -73,9 +77,28 @@ inline void write_file(
     const int why = errno;
     std::filesystem::remove(partial, error);
     errno = why;
-    detail::stop_on_write(path);
+    detail::stop_on_write(path, flag);
   }
   detail::flush_to_disk(std::filesystem::absolute(path).parent_path());
+}
+
+/// Proves before any work is done that write_file() can write a file, and makes
+/// the folder that it is to be in.
+///
+/// Throws:   Error if that fails.
+inline void check_writable(
+    const std::filesystem::path& path,
+    const std::string& flag) {
+  const std::filesystem::path partial = path.string() + ".partial";
+  std::error_code error;
+  if (path.has_parent_path()) {
+    std::filesystem::create_directories(path.parent_path(), error);
+  }
+  errno = std::filesystem::is_directory(path, error) ? EISDIR : 0;
+  if (errno != 0 || !std::ofstream(partial, std::ios::binary)) {
+    detail::stop_on_write(path, flag);
+  }
+  std::filesystem::remove(partial, error);
 }
 
 /// The bytes of a file, or nothing where it cannot be read.

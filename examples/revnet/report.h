@@ -156,18 +156,22 @@ inline void print_summary(
       trainer.device().str().c_str());
   std::printf(
       "  test accuracy       %8.2f %%    (among the first five: %.2f %%)\n"
-      "  time per step       %8.1f ms   (median of %zu steps)\n"
-      "  parameters          %8.2f MiB  (%lld)\n"
-      "  held after forward  %8.2f MiB  (waits for backward)\n"
-      "  peak of the step    %8.2f MiB  (beyond parameters, momentum, batch)\n",
+      "  parameters          %8.2f MiB  (%lld)\n",
       100 * evaluation.accuracy,
       100 * evaluation.top5,
-      state.milliseconds_per_step(),
-      state.step_milliseconds.size(),
       to_mebibytes(trainer.parameter_bytes()),
-      static_cast<long long>(trainer.parameter_count()),
-      to_mebibytes(state.memory.held_after_forward),
-      to_mebibytes(state.memory.peak));
+      static_cast<long long>(trainer.parameter_count()));
+  if (state.iteration > 0) {
+    std::printf(
+        "  time per step       %8.1f ms   (median of %zu steps)\n"
+        "  held after forward  %8.2f MiB  (waits for backward)\n"
+        "  peak of the step    %8.2f MiB  (beyond parameters, momentum, "
+        "batch)\n",
+        state.milliseconds_per_step(),
+        state.step_milliseconds.size(),
+        to_mebibytes(state.memory.held_after_forward),
+        to_mebibytes(state.memory.peak));
+  }
   std::fflush(stdout);
 }
 

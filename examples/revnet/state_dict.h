@@ -344,7 +344,7 @@ inline std::string archived(const StateDict& state) {
 inline void write_state_dict(
     const std::filesystem::path& path,
     const StateDict& state) {
-  write_file(path, detail::archived(state));
+  write_file(path, detail::archived(state), "--save-weights");
 }
 
 } // namespace training

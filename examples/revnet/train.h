@@ -12,6 +12,7 @@
 #include "log.h"
 #include "non_finite.h"
 #include "numerics.h"
+#include "python_weights.h"
 #include "report.h"
 #include "results_dir.h"
 #include "run_state.h"
@@ -99,6 +100,10 @@ class Run {
         (config.from_previous || is_there(checkpoints_.last()))) {
       resume();
     } else {
+      if (!config.load_weights.empty()) {
+        load_python_weights(
+            config.load_weights, config.model, trainer.network());
+      }
       checkpoints_.remove();
     }
     // What is there of another run, or of an earlier end of this one.
@@ -157,6 +162,11 @@ class Run {
         "going on from %s at iteration %lld\n",
         path.string().c_str(),
         static_cast<long long>(state_.iteration));
+    if (!config_.load_weights.empty()) {
+      std::printf(
+          "not reading %s: the run started from it\n",
+          config_.load_weights.c_str());
+    }
     std::fflush(stdout);
   }
 
@@ -304,6 +314,9 @@ inline int train(const Config& config) {
   const std::string images = fingerprint(data);
   detail::keep_first(data.test, config.test_images);
   const ResultsDir directory(config.results_dir);
+  if (!config.save_weights.empty()) {
+    check_writable(config.save_weights, "--save-weights");
+  }
 
   Trainer trainer(config, data, device, meter);
   Run run(config, data, images, directory, trainer, progress);
@@ -333,6 +346,10 @@ inline int train(const Config& config) {
   const auto results = directory.path() / "results.json";
   write_results(results, config, run.state(), trainer, evaluation, comparison);
   std::printf("\nresults: %s\n", results.string().c_str());
+  if (!config.save_weights.empty()) {
+    save_python_weights(config.save_weights, trainer.network());
+    std::printf("weights: %s\n", config.save_weights.c_str());
+  }
   return 0;
 }
 

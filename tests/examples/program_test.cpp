@@ -15,6 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using memcnn_test::read;
+using memcnn_test::Result;
 using memcnn_test::rows;
 
 class TrainProgram : public memcnn_test::TrainProgramTest {};
@@ -65,8 +66,8 @@ TEST_F(TrainProgram, RejectsMissingArgument) {
 
 TEST_F(TrainProgram, RejectsValueOutOfRange) {
   expect_error(
-      train("revnet38 synthetic --iterations 0"),
-      "expected --iterations to be a whole number of at least 1, but got "
+      train("revnet38 synthetic --log-every 0"),
+      "expected --log-every to be a whole number of at least 1, but got "
       "\"0\". See memcnn_train --help.");
   expect_error(
       train("revnet38 synthetic --learning-rate high"),
@@ -259,6 +260,94 @@ TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
         "\"memory_format\": \"contiguous\""}) {
     EXPECT_NE(written.find(setting), std::string::npos) << setting;
   }
+}
+
+/// The test loss and all that follows it in the last row of a run.
+std::string evaluation(const Result& result) {
+  const auto all = rows(result.out);
+  return all.empty() ? result.err
+                     : all.back().substr(all.back().find(" test_loss"));
+}
+
+TEST_F(TrainProgram, EvaluatesSavedWeights) {
+  const auto trained = short_run(
+      "revnet38 synthetic --iterations 2 --save-weights a/folder/trained.pt");
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  EXPECT_NE(
+      trained.out.find("\nweights: a/folder/trained.pt\n"), std::string::npos)
+      << trained.out;
+
+  const auto loaded = short_run(
+      "revnet38 synthetic --iterations 0 --load-weights a/folder/trained.pt "
+      "--save-weights again.pt --engine wrapper --results-dir other");
+  ASSERT_EQ(loaded.exit_code, 0) << loaded.err;
+  EXPECT_EQ(rows(loaded.out).size(), 1U);
+  EXPECT_EQ(evaluation(loaded), evaluation(trained));
+  EXPECT_EQ(loaded.out.find("time per step"), std::string::npos);
+  EXPECT_EQ(
+      read(directory_ / "again.pt"),
+      read(directory_ / "a" / "folder" / "trained.pt"));
+  EXPECT_FALSE(fs::exists(directory_ / "again.pt.partial"));
+  EXPECT_FALSE(fs::exists(directory_ / "other" / "checkpoint.pt"));
+}
+
+TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
+  const auto start = short_run(
+      "resnet32 synthetic --iterations 1 --save-weights start.pt "
+      "--results-dir start");
+  ASSERT_EQ(start.exit_code, 0) << start.err;
+  const std::string run =
+      "resnet32 synthetic --iterations 2 --load-weights start.pt ";
+  const auto first = short_run(run + "--seed 1 --results-dir first");
+  const auto random =
+      short_run("resnet32 synthetic --iterations 2 --seed 1 --results-dir r");
+  ASSERT_EQ(rows(first.out).size(), 3U) << first.err;
+  EXPECT_NE(rows(first.out)[0], rows(random.out)[0]);
+
+  // The checkpoint goes first, even where the file is gone.
+  fs::remove(directory_ / "start.pt");
+  const auto again = short_run(run + "--seed 1 --results-dir first");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_EQ(
+      again.out.find("going on from first/checkpoint.pt at iteration 2\n"
+                     "not reading start.pt: the run started from it\n"),
+      0U)
+      << again.out;
+  EXPECT_EQ(evaluation(again), evaluation(first));
+
+  // A run that has started elsewhere is another run.
+  expect_error(
+      short_run(
+          "resnet32 synthetic --iterations 2 --seed 1 --results-dir first "
+          "--load-weights other.pt"),
+      "expected the checkpoint first/checkpoint.pt to have load_weights "
+      "\"other.pt\", but got \"start.pt\". Give --fresh to overwrite it, or "
+      "another --results-dir.");
+}
+
+TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {
+  ASSERT_EQ(
+      short_run("resnet32 synthetic --iterations 1 --save-weights resnet32.pt "
+                "--results-dir here")
+          .exit_code,
+      0);
+  const std::string checkpoint = read(directory_ / "here" / "checkpoint.pt");
+  const std::string run =
+      "revnet38 synthetic --iterations 1 --fresh --results-dir here ";
+  expect_error(
+      short_run(run + "--load-weights gone.pt"),
+      "expected gone.pt to be a file of weights, but there is no such file.");
+  expect_error(
+      short_run(run + "--load-weights resnet32.pt"),
+      "expected resnet32.pt to have all weights of revnet38, but it lacks "
+      "\"layer1.0.revblock._fn.Fm.conv1.weight\" and 131 more, and has "
+      "\"layer1.0.basicblock_sub.conv1.weight\" and 150 more. Give the file of "
+      "a revnet38.");
+  expect_error(
+      short_run(run + "--save-weights here"),
+      "expected here to be writable, but writing it failed: Is a directory. "
+      "Make room on the disk, or give another --save-weights.");
+  EXPECT_EQ(read(directory_ / "here" / "checkpoint.pt"), checkpoint);
 }
 
 TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
