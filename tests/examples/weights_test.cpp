@@ -15,6 +15,7 @@
 #include <limits>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <unistd.h>
@@ -81,8 +82,9 @@ torch::nn::AnyModule network(
 
 torch::Tensor wave(at::IntArrayRef sizes, double phase) {
   const int64_t count = c10::multiply_integers(sizes);
-  return torch::sin(torch::arange(count).to(torch::kFloat64) + phase)
-      .view(sizes);
+  const auto sines =
+      torch::sin(torch::arange(count).to(torch::kFloat64) + phase);
+  return torch::sin(1e4 * sines).view(sizes);
 }
 
 bool contains(const std::string& text, const std::string& part) {
@@ -127,26 +129,37 @@ double relative_error(const torch::Tensor& found, const torch::Tensor& wanted) {
   return ((found - wanted).abs().max() / wanted.abs().max()).item<double>();
 }
 
-/// Compares with what Python's network of that name makes of the same input.
-void expect_python_logits(torch::nn::AnyModule& net, const std::string& name) {
-  constexpr double kTolerance = 1e-5;
+/// Compares with what Python's network of that name makes of the same input, in
+/// float64.
+void expect_python_logits(
+    torch::nn::AnyModule& net,
+    const std::string& name,
+    torch::ScalarType dtype,
+    double tolerance) {
   static const StateDict logits = read_state_dict(reference("logits.pt"));
-  const auto input = wave({4, 3, 32, 32}, 0.5).to(torch::kFloat32);
+  const auto input = wave({4, 3, 32, 32}, 0.5).to(dtype);
   const torch::NoGradGuard no_grad;
   for (const char* mode : {"train", "eval"}) {
     net.ptr()->train(mode == std::string("train"));
-    const double error =
-        relative_error(net.forward(input), logits[name + "." + mode]);
-    EXPECT_LT(error, kTolerance) << name << ", " << mode;
+    const double error = relative_error(
+        net.forward(input).to(torch::kFloat64), logits[name + "." + mode]);
+    EXPECT_LT(error, tolerance) << name << ", " << mode << ", " << dtype;
   }
 }
+
+constexpr double kFloat32 = 1e-5; // of the largest logit
 
 class Weights : public testing::TestWithParam<const char*> {};
 
 TEST_P(Weights, GiveTheLogitsOfPython) {
-  auto net = network(GetParam());
-  fill(python_state(*net.ptr()));
-  expect_python_logits(net, GetParam());
+  for (const auto& [dtype, tolerance] :
+       {std::pair{torch::kFloat64, 1e-12},
+        std::pair{torch::kFloat32, kFloat32}}) {
+    auto net = network(GetParam());
+    net.ptr()->to(dtype);
+    fill(python_state(*net.ptr()));
+    expect_python_logits(net, GetParam(), dtype, tolerance);
+  }
 }
 
 TEST_P(Weights, AreAllNamed) {
@@ -183,7 +196,7 @@ TEST(PythonWeights, AreReadAsTorchSaveWritesThem) {
           1e-6))
           << item.key();
     }
-    expect_python_logits(net, name);
+    expect_python_logits(net, name, torch::kFloat32, kFloat32);
   }
 }
 

@@ -14,7 +14,7 @@ without a version of its own would bring another torch). The files, in weights/:
     small_resnet.pt    kinds: basic blocks and bottlenecks
     logits.pt          by "MODEL.train" and "MODEL.eval", for the two networks
                        above and the six of the training program: what they make
-                       of input(), in train mode and then in eval mode
+                       of input(), in train mode and then in eval mode, in float64
     checkpoint.pt      small_revnet.pt as people keep it in a checkpoint: beside
                        an optimizer, from DataParallel, without the counters
                        that torch 0.4.0 did not have, as pickle protocol 4
@@ -83,18 +83,20 @@ NETWORKS = {
 
 
 def wave(shape, phase):
-    """sin(phase), sin(phase + 1) and so on, in float64."""
+    """Numbers from -1 to 1 without a pattern. (Plain sines would make matrices of
+    rank 2, and networks that magnify rounding errors.)"""
     count = int(torch.Size(shape).numel())
-    return torch.sin(torch.arange(count).double() + phase).view(shape)
+    sines = torch.sin(torch.arange(count).double() + phase)
+    return torch.sin(1e4 * sines).view(shape)
 
 
 def fill(name, tensor):
-    """The values of an entry of a state dict. fill() in weights_test.cpp."""
+    """The values of an entry of a state dict: values_of() in weights_test.cpp."""
     phase = sum(
         (index + 1) * ord(letter) for index, letter in enumerate(name)
     )
     values = wave(tensor.shape, float(phase))
-    if tensor.dim() == 4:  # sines have a variance of 1/2
+    if tensor.dim() == 4:
         values *= (2.0 / tensor[0].numel()) ** 0.5
     elif name.endswith("running_var") or name.endswith("weight"):
         values = 0.7 + 0.2 * values
@@ -106,11 +108,11 @@ def fill(name, tensor):
 
 
 def input():
-    return wave((4, 3, 32, 32), 0.5).float()
+    return wave((4, 3, 32, 32), 0.5)
 
 
-def filled(name):
-    model = network(*NETWORKS[name])
+def filled(name, dtype):
+    model = network(*NETWORKS[name]).to(dtype)
     state = model.state_dict()
     model.load_state_dict({key: fill(key, state[key]) for key in state})
     return model
@@ -119,9 +121,10 @@ def filled(name):
 def write_logits(folder):
     logits = collections.OrderedDict()
     for name in NETWORKS:
-        model = filled(name)
         if name.startswith("small"):
-            torch.save(model.state_dict(), folder / f"{name}.pt")
+            state = filled(name, torch.float32).state_dict()
+            torch.save(state, folder / f"{name}.pt")
+        model = filled(name, torch.float64)
         with torch.no_grad():
             logits[f"{name}.train"] = model.train()(input())
             logits[f"{name}.eval"] = model.eval()(input())
@@ -131,7 +134,7 @@ def write_logits(folder):
 
 
 def write_checkpoint(folder):
-    model = filled("small_revnet")
+    model = filled("small_revnet", torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = torch.nn.DataParallel(model).state_dict()
     for key in list(state):
