@@ -371,10 +371,11 @@ def read_config(run, path):
     config = field(run, "config", dict, where)
     for name, kind in CONFIG_FIELDS.items():
         field(config, name, kind, f'{where}: "config"')
-    for name in ("iterations", "batch_size"):
-        if config[name] < 1:
+    # Without iterations a run has evaluated only.
+    for name, least in (("iterations", 0), ("batch_size", 1)):
+        if config[name] < least:
             raise ReportError(
-                f'{where}: expected "{name}" to be at least 1, but got '
+                f'{where}: expected "{name}" to be at least {least}, but got '
                 f"{config[name]}. Give the --results-dir of a run of memcnn_train."
             )
     return config
