@@ -619,4 +619,72 @@ TEST(Trainer, EvaluatesTheSameImagesTheSameWay) {
   EXPECT_EQ(first.accuracy, second.accuracy);
 }
 
+// --- on a GPU ---------------------------------------------------------------
+
+class TrainerCuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!torch::cuda::is_available()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+    SyntheticSizes sizes;
+    sizes.train = 12;
+    sizes.test = 12;
+    data_ = make_synthetic(sizes);
+    config_.batch_size = 4;
+    config_.iterations = 4;
+  }
+
+  std::vector<double> losses(torch::Device device) {
+    memcnn::AllocationMeter meter(device.type());
+    Trainer trainer(config_, data_, device, meter);
+    std::vector<double> found;
+    for (int64_t i = 0; i < config_.iterations; ++i) {
+      const StepResult step = trainer.step(i);
+      EXPECT_GT(step.memory.held_after_forward, 0);
+      EXPECT_GT(step.memory.peak, step.memory.held_after_forward);
+      found.push_back(step.loss);
+    }
+    found.push_back(trainer.evaluate([](double) { return true; }).loss);
+    return found;
+  }
+
+  DataSet data_;
+  Config config_;
+};
+
+TEST_F(TrainerCuda, LearnsWhatItLearnsOnTheCpu) {
+  for (const std::string model : {"resnet32", "revnet38"}) {
+    config_.model = model;
+    const auto expected = losses(torch::kCPU);
+    const auto found = losses(torch::kCUDA);
+    for (size_t i = 0; i < 2; ++i) { // rounding soon drives them apart
+      EXPECT_NEAR(found[i], expected[i], 0.02 * expected[i]) << model << i;
+    }
+    config_.amp = true;
+    EXPECT_NEAR(losses(torch::kCUDA)[0], expected[0], 0.05 * expected[0])
+        << model;
+    config_.amp = false;
+  }
+}
+
+TEST_F(TrainerCuda, GoesOnFromACheckpoint) {
+  config_.model = "revnet38";
+  memcnn::AllocationMeter meter(torch::kCUDA);
+  Trainer first(config_, data_, torch::kCUDA, meter);
+  RunState state;
+  state.add(first.step(0));
+  const auto bytes = make_checkpoint(config_, "images", state, first);
+  Trainer second(config_, data_, torch::kCUDA, meter);
+  restore_checkpoint(bytes, "a file", config_, "images", second);
+  EXPECT_NEAR(second.step(1).loss, first.step(1).loss, 1e-3);
+}
+
+TEST_F(TrainerCuda, ReadsFiguresWhileTheDeviceGoesOn) {
+  const auto values = torch::arange(3, torch::kFloat64).to(torch::kCUDA);
+  const DeviceRead read(values);
+  values.add_(1); // queued after the copy
+  EXPECT_TRUE(torch::equal(read.wait(), torch::arange(3, torch::kFloat64)));
+}
+
 } // namespace
