@@ -609,6 +609,29 @@ TEST(ReadStateDict, RejectsMissingFilesAndFoldersAndOldFormats) {
       "the one before. Load it with torch.load() in Python and write it anew"));
 }
 
+TEST(ReadStateDict, TakesTheStateDictOutOfACheckpoint) {
+  for (const std::string key : {"model", "state_dict"}) {
+    pickle::Pickler checkpoint;
+    checkpoint.global("collections", "OrderedDict").mark().tuple().call();
+    checkpoint.mark().text("epoch").integer(-3).text(key);
+    checkpoint.global("collections", "OrderedDict").mark().tuple().call();
+    EXPECT_EQ(message_for_pickle(checkpoint.set_items().finish()), "no error");
+  }
+}
+
+TEST(ReadStateDict, RejectsBigEndianFiles) {
+  const TemporaryFile file;
+  {
+    caffe2::serialize::PyTorchStreamWriter archive(file.path());
+    archive.writeRecord("data.pkl", "}.", 2);
+    archive.writeRecord("byteorder", "big", 3);
+    archive.writeEndOfFile();
+  }
+  EXPECT_TRUE(contains(
+      message([&] { read_state_dict(file.path()); }),
+      "to be of a little-endian machine, but it is of a big-endian one"));
+}
+
 TEST(ReadStateDict, TakesPartOfItselfForWhatItIs) {
   // A dict that holds itself, and tuples in tuples in tuples.
   EXPECT_TRUE(contains(
