@@ -199,6 +199,23 @@ TEST_P(NumericsOfEngine, AreMeasuredUnderAutocast) {
   EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
 }
 
+TEST_P(NumericsOfEngine, AreNoWorseThanBfloat16ItselfUnderAutocast) {
+  // What recomputation adds is below what bfloat16 takes from plain gradients.
+  auto net = seeded(options());
+  const auto batch = small_batch();
+  const auto plain_gradients = [&](bool autocast) {
+    const AutocastGuard guard(at::kCPU, autocast);
+    const auto values =
+        training::detail::run_with_kept_inputs(blocks_of(*net), batch.images);
+    return training::detail::gradients_of(
+        training::detail::loss_of(values.back(), batch.labels), *net);
+  };
+  const auto of_bfloat16 = training::detail::largest_deviation(
+      *net, plain_gradients(true), plain_gradients(false));
+  const auto report = measure_numerics(*net, batch, /*autocast=*/true);
+  EXPECT_LT(report.gradient.relative, of_bfloat16.relative);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Engines,
     NumericsOfEngine,
