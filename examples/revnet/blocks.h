@@ -9,10 +9,8 @@
 #include <torch/nn.h>
 
 #include <cmath>
-#include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,49 +59,39 @@ plain_block(std::string path, std::string type, const Holder& module) {
   return block;
 }
 
-template <class Holder>
-NamedBlock reversible_block(
+inline NamedBlock reversible_block(
     std::string path,
     std::string run,
-    std::optional<int64_t> fractional_bits,
-    const Holder& module) {
-  auto block = plain_block(std::move(path), "AdditiveCoupling", module);
+    const revnet::ReversibleRunImpl::Coupling& coupling) {
+  auto block = plain_block(std::move(path), "AdditiveCoupling", coupling);
   block.run = std::move(run);
-  block.rounded_input = [fractional_bits](const torch::Tensor& x) {
-    if (!fractional_bits) {
+  block.rounded_input = [coupling](const torch::Tensor& x) {
+    const auto bits = coupling->options.fractional_bits();
+    if (!bits) {
       return x;
     }
-    const double scale = std::ldexp(1.0, static_cast<int>(*fractional_bits));
+    const double scale = std::ldexp(1.0, static_cast<int>(*bits));
     return x.mul(scale).round_().div_(scale);
   };
-  block.forward_with_kept_input = [module](const torch::Tensor& x) {
-    return memcnn::checkpoint(module, x);
+  block.forward_with_kept_input = [coupling](const torch::Tensor& x) {
+    return memcnn::checkpoint(coupling, x);
   };
-  block.inverse = [module = module.ptr()](const torch::Tensor& y) {
+  block.inverse = [module = coupling.ptr()](const torch::Tensor& y) {
     return module->inverse(y);
   };
   return block;
 }
 
-/// Appends the blocks of a run. Alone in a sequence of its own a block gets its
-/// halves as in the sequence of the run, so that the same kernels round alike.
 inline void append_run(
     const std::string& path,
     const revnet::ReversibleRunImpl& run,
     std::vector<NamedBlock>& blocks) {
   using Coupling = revnet::ReversibleRunImpl::Coupling;
-  const auto bits = run.options.fractional_bits();
   for (const auto& child : run.blocks->named_children()) {
-    const std::string name = path + ".blocks." + child.key();
-    const Coupling coupling(
-        std::dynamic_pointer_cast<Coupling::Impl>(child.value()));
-    if (run.options.engine() == revnet::Engine::kWrapper) {
-      blocks.push_back(reversible_block(name, path, bits, coupling));
-    } else {
-      const memcnn::ReversibleSequence alone(
-          memcnn::ReversibleSequenceOptions().disable(true), coupling);
-      blocks.push_back(reversible_block(name, path, bits, alone));
-    }
+    blocks.push_back(reversible_block(
+        path + ".blocks." + child.key(),
+        path,
+        Coupling(std::dynamic_pointer_cast<Coupling::Impl>(child.value()))));
   }
 }
 
