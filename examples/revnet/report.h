@@ -221,6 +221,7 @@ inline void write_run(
     const std::filesystem::path& path,
     const Config& config,
     const DataSet& data,
+    const std::string& fingerprint,
     const Trainer& trainer) {
   const nlohmann::ordered_json run = {
       {"config", recipe(config)},
@@ -229,7 +230,9 @@ inline void write_run(
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
       {"classes", data.num_classes},
+      {"train_images", data.train.size()},
       {"test_images", data.test.size()},
+      {"data_fingerprint", fingerprint},
       {"memcnn", version()},
       {"libtorch", TORCH_VERSION}};
   write_file(path, run.dump(2) + "\n");

@@ -109,7 +109,8 @@ class Run {
     // What is there of another run, or of an earlier end of this one.
     std::error_code ignored;
     std::filesystem::remove(directory.path() / "results.json", ignored);
-    write_run(directory.path() / "run.json", config, data, trainer);
+    write_run(
+        directory.path() / "run.json", config, data, fingerprint, trainer);
     log_.emplace(directory.path() / "log.jsonl", state_.rows);
   }
 

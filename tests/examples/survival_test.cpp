@@ -119,7 +119,9 @@ TEST_F(SurvivingRun, WritesItsLogLineByLine) {
   EXPECT_EQ(run.at("parameters"), 573994);
   EXPECT_EQ(run.at("parameter_bytes"), 4 * 573994);
   EXPECT_EQ(run.at("classes"), 10);
+  EXPECT_EQ(run.at("train_images"), 10000);
   EXPECT_EQ(run.at("test_images"), 8);
+  EXPECT_EQ(run.at("data_fingerprint").get<std::string>().size(), 16U);
   EXPECT_TRUE(run.at("memcnn").is_string());
   EXPECT_TRUE(run.at("libtorch").is_string());
 

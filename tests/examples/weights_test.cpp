@@ -147,7 +147,7 @@ void expect_python_logits(
   }
 }
 
-constexpr double kFloat32 = 1e-5; // of the largest logit
+constexpr double kFloat32 = 5e-5; // of the largest logit; 4e-6 on one processor
 
 class Weights : public testing::TestWithParam<const char*> {};
 
