@@ -180,7 +180,7 @@ struct EveryNetwork
     : SurvivingRun,
       testing::WithParamInterface<std::tuple<std::string, std::string>> {};
 
-TEST_P(EveryNetwork, StartsTrainsStopsAndGoesOn) {
+TEST_P(EveryNetwork, StartsTrainsStopsGoesOnAndReports) {
   const auto& [model, data_set] = GetParam();
   write_cifar(data_set, directory_);
   const std::string run = brief(
@@ -200,6 +200,16 @@ TEST_P(EveryNetwork, StartsTrainsStopsAndGoesOn) {
   EXPECT_EQ(results_of(results), results_of(directory_ / "whole"));
   const json about = json::parse(read(results / "run.json"));
   EXPECT_EQ(about.at("classes"), data_set == "cifar10" ? 10 : 100);
+
+  const std::string python = MEMCNN_REPORT_PYTHON;
+  if (python.empty()) {
+    GTEST_SKIP() << "no Python with matplotlib: the report is left out";
+  }
+  const auto report =
+      shell("'" + python + "' '" MEMCNN_REPORT "' whole results/*");
+  EXPECT_EQ(report.exit_code, 0) << report.err;
+  const auto page = read(directory_ / "report.html");
+  EXPECT_NE(page.find("finished"), std::string::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(
