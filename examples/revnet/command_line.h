@@ -153,13 +153,11 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       config.amp,
       "Compute in bfloat16 where that is accurate enough (automatic mixed "
       "precision)");
-  CLI::Option* memory_format = app.add_option(
+  app.add_option(
       "--memory-format",
       config.memory_format,
       "How images and weights of convolutions lie in memory: " +
-          detail::joined(memory_format_names()) +
-          "; with --fractional-bits the latter, in which plain autograd rounds "
-          "its gradients alike");
+          detail::joined(memory_format_names()));
   CLI::Option* check_inverse =
       app.add_option(
              "--check-inverse",
@@ -261,9 +259,6 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   detail::check_name(
       "--memory-format", config.memory_format, memory_format_names());
   config.use_cuda = !no_cuda;
-  if (config.fractional_bits && memory_format->count() == 0) {
-    config.memory_format = "contiguous";
-  }
   config.checkpoint_transitions = !keep_transitions;
   if (config.fresh && config.from_previous) {
     throw Error("expected --fresh or --from-previous, but got both.");

@@ -257,7 +257,7 @@ TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
         "\"memory_budget_mib\": 4",
         "\"checkpoint_transitions\": true",
         "\"amp\": false",
-        "\"memory_format\": \"contiguous\""}) {
+        "\"memory_format\": \"channels-last\""}) {
     EXPECT_NE(written.find(setting), std::string::npos) << setting;
   }
 }

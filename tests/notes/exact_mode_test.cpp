@@ -122,6 +122,35 @@ TEST_P(ExactMode, Rule1GradientsEqualPlainOnesBitForBitInChannelsLast) {
   EXPECT_TRUE(all_equal(saving.gradients(), plain.gradients()));
 }
 
+TEST_P(ExactMode, Rule1WhatMadeTheInputGetsTheSameGradientInChannelsLast) {
+  // Batch normalisation adds in another order where its gradient has another
+  // layout.
+  constexpr auto kChannelsLast = torch::MemoryFormat::ChannelsLast;
+  Chain plain = exact_chain(3, 16);
+  Chain saving = plain.twin();
+  const torch::Tensor x =
+      torch::randn({8, 8, 16, 16}).contiguous(kChannelsLast);
+  torch::nn::BatchNorm2d producer(8);
+  const auto gradients = [&](const auto& run) {
+    producer->zero_grad();
+    const torch::Tensor image = producer(x);
+    image.register_hook([](const torch::Tensor& gradient) {
+      EXPECT_TRUE(gradient.is_contiguous(kChannelsLast));
+    });
+    // Weights of the loss: batch normalisation sees nothing of a plain sum.
+    const torch::Tensor y = run(image);
+    (y * torch::linspace(-1, 1, y.numel()).view_as(y)).sum().backward();
+    return std::vector<torch::Tensor>{
+        producer->weight.grad().clone(), producer->bias.grad().clone()};
+  };
+  const auto expected =
+      gradients([&](const torch::Tensor& image) { return plain.plain(image); });
+  const auto found = gradients([&](const torch::Tensor& image) {
+    return saving.run(GetParam(), image);
+  });
+  EXPECT_TRUE(all_equal(found, expected));
+}
+
 TEST_P(ExactMode, Rule1TwinsTrainToIdenticalParameters) {
   Chain plain = exact_chain(10, 14);
   Chain saving = plain.twin();

@@ -70,9 +70,12 @@ inline Halves split_halves(
       " (input sizes ",
       input.sizes(),
       "). Give more channels, or set CouplingOptions().split_dim().");
+  // What made the input runs the same kernels in backward as where the gradient
+  // comes from backward_step().
+  const at::Tensor whole = with_dense_gradient(input);
   const int64_t first = (size + 1) / 2;
   const auto half = [&](int64_t start, int64_t length) {
-    const at::Tensor view = input.narrow(dim, start, length);
+    const at::Tensor view = whole.narrow(dim, start, length);
     return format ? view.contiguous(*format) : dense(view);
   };
   return {half(0, first), half(first, size - first)};
