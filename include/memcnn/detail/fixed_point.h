@@ -45,7 +45,7 @@ class FixedPoint {
   /// recomputation and backward are then the same ones on every path.
   at::Tensor round(const at::Tensor& tensor) const {
     return at::GradMode::is_enabled() && tensor.requires_grad()
-        ? StraightThrough::apply(tensor, fractional_bits_)
+        ? StraightThrough::apply(DenseGradient::apply(tensor), fractional_bits_)
         : rounded(tensor, fractional_bits_);
   }
 
@@ -93,19 +93,15 @@ class FixedPoint {
  private:
   struct StraightThrough : torch::autograd::Function<StraightThrough> {
     static at::Tensor forward(
-        torch::autograd::AutogradContext* context,
+        torch::autograd::AutogradContext*,
         const at::Tensor& tensor,
         int64_t bits) {
-      context->saved_data["format"] =
-          static_cast<int64_t>(tensor.suggest_memory_format());
       return rounded(tensor, bits);
     }
     static torch::autograd::variable_list backward(
-        torch::autograd::AutogradContext* context,
+        torch::autograd::AutogradContext*,
         const torch::autograd::variable_list& gradients) {
-      const auto format = static_cast<at::MemoryFormat>(
-          context->saved_data.at("format").toInt());
-      return {gradients[0].contiguous(format), at::Tensor()};
+      return {gradients[0], at::Tensor()};
     }
   };
 
