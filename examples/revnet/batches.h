@@ -9,6 +9,7 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -26,8 +27,7 @@ struct Batch {
 /// training images: test images must not leak into training.
 class Normalisation {
  public:
-  explicit Normalisation(const torch::Tensor& train_pixels)
-      : values_(torch::arange(256, torch::kFloat32).repeat({3, 1})) {
+  explicit Normalisation(const torch::Tensor& train_pixels) {
     const auto grey = torch::arange(256, torch::kFloat64);
     for (int64_t channel = 0; channel < 3; ++channel) {
       // Pixels take 256 values: a histogram holds all there is to know.
@@ -38,17 +38,21 @@ class Normalisation {
       const auto shares = counts / counts.sum();
       const double mean = (shares * grey).sum().item<double>();
       const double square = (shares * grey * grey).sum().item<double>();
-      values_[channel].sub_(mean).div_(std::sqrt(square - mean * mean));
+      const auto values = torch::arange(256, torch::kFloat32)
+                              .sub_(mean)
+                              .div_(std::sqrt(square - mean * mean));
+      std::copy_n(
+          values.const_data_ptr<float>(), 256, values_.begin() + 256 * channel);
     }
   }
 
   /// What a pixel of a channel becomes.
   float operator()(int64_t channel, uint8_t pixel) const {
-    return values_.const_data_ptr<float>()[256 * channel + pixel];
+    return values_[static_cast<size_t>(256 * channel + pixel)];
   }
 
  private:
-  torch::Tensor values_; // (3, 256): there are no more
+  std::array<float, 3 * 256> values_{}; // by channel and pixel: all there are
 };
 
 /// A window of an image: what is cut out of it, and whether mirrored. Beyond the
