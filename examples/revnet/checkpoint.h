@@ -3,36 +3,21 @@
 
 #include "config.h"
 #include "error.h"
+#include "generators.h"
 #include "run_state.h"
 #include "trainer.h"
 
-#include <ATen/Context.h>
 #include <torch/serialize.h>
 #include <torch/utils.h>
 #include <nlohmann/json.hpp>
 
 #include <filesystem>
-#include <mutex>
 #include <sstream>
 #include <string>
 
 namespace training {
 
 namespace detail {
-
-inline torch::Tensor generator_state(torch::Device device) {
-  auto generator = at::globalContext().defaultGenerator(device);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  return generator.get_state();
-}
-
-inline void set_generator_state(
-    torch::Device device,
-    const torch::Tensor& state) {
-  auto generator = at::globalContext().defaultGenerator(device);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state.cpu());
-}
 
 inline nlohmann::ordered_json to_json(const MemoryUse& memory) {
   return {
@@ -141,9 +126,9 @@ inline std::string make_checkpoint(
   archive.write(
       "step_milliseconds",
       torch::tensor(state.step_milliseconds, torch::kFloat64));
-  archive.write("cpu_generator", detail::generator_state(torch::kCPU));
+  archive.write("cpu_generator", generator_state(torch::kCPU));
   if (trainer.device().is_cuda()) {
-    archive.write("cuda_generator", detail::generator_state(trainer.device()));
+    archive.write("cuda_generator", generator_state(trainer.device()));
   }
   torch::serialize::OutputArchive network;
   trainer.network().save(network);
@@ -193,10 +178,10 @@ inline RunState restore_checkpoint(
 
   torch::Tensor generator;
   archive.read("cpu_generator", generator);
-  detail::set_generator_state(torch::kCPU, generator);
+  set_generator_state(torch::kCPU, generator);
   if (trainer.device().is_cuda() &&
       archive.try_read("cuda_generator", generator)) {
-    detail::set_generator_state(trainer.device(), generator);
+    set_generator_state(trainer.device(), generator);
   }
   return state;
 }

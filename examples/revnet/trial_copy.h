@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <ATen/Context.h>
+#include "generators.h"
+
 #include <torch/nn/module.h>
 #include <torch/types.h>
 
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -32,21 +32,17 @@ class GeneratorsAsFound final {
 
   /// Lets them draw the same numbers again.
   void rewind() {
-    for (auto& [generator, state] : found_) {
-      const std::lock_guard<std::mutex> lock(generator.mutex());
-      generator.set_state(state);
+    for (const auto& [device, state] : found_) {
+      set_generator_state(device, state);
     }
   }
 
  private:
   void note(torch::Device device) {
-    at::Generator generator = at::globalContext().defaultGenerator(device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    torch::Tensor state = generator.get_state();
-    found_.emplace_back(generator, std::move(state));
+    found_.emplace_back(device, generator_state(device));
   }
 
-  std::vector<std::pair<at::Generator, torch::Tensor>> found_;
+  std::vector<std::pair<torch::Device, torch::Tensor>> found_;
 };
 
 /// A network to try things on: a deep copy in train mode, with weights, running
