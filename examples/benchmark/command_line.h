@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../measure/version.h"
+
 #include "budget.h"
 #include "config.h"
 #include "error.h"
@@ -84,7 +86,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       "channels, with F and G = batch normalisation, ReLU, convolution, twice. "
       "A step is forward,\nloss and backward, without an optimiser.",
       "memcnn_benchmark");
-  app.set_version_flag("--version", "memcnn_benchmark " + version_text());
+  app.set_version_flag("--version", "memcnn_benchmark " + measure::version());
   app.option_defaults()->always_capture_default();
 
   app.add_option(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../measure/version.h"
+
 #include "config.h"
 #include "measurement.h"
-
-#include <memcnn/version.h>
 
 #include <torch/version.h>
 #include <nlohmann/json.hpp>
@@ -19,12 +19,6 @@
 #include <vector>
 
 namespace benchmark {
-
-inline std::string version_text() {
-  return std::to_string(MEMCNN_VERSION_MAJOR) + "." +
-      std::to_string(MEMCNN_VERSION_MINOR) + "." +
-      std::to_string(MEMCNN_VERSION_PATCH);
-}
 
 namespace detail {
 
@@ -99,7 +93,7 @@ inline void print_table(
       config.threads == 1 ? "thread" : "threads");
   std::printf(
       "memcnn %s, LibTorch %s; medians of %lld steps, engines in turn\n\n",
-      version_text().c_str(),
+      measure::version().c_str(),
       TORCH_VERSION,
       static_cast<long long>(config.steps));
 
@@ -179,7 +173,8 @@ inline nlohmann::ordered_json to_json(
     const Measurement& result) {
   nlohmann::ordered_json json = {
       {"engine", result.engine},
-      {"version", result.engine == "plain" ? TORCH_VERSION : version_text()},
+      {"version",
+       result.engine == "plain" ? TORCH_VERSION : measure::version()},
       {"torch", TORCH_VERSION},
       {"depth", config.depth},
       {"channels", config.channels},

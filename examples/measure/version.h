@@ -5,13 +5,13 @@
 
 #include <string>
 
-namespace training {
+namespace measure {
 
-/// As "1.2.3".
+/// That of memcnn, as "1.2.3".
 inline std::string version() {
   return std::to_string(MEMCNN_VERSION_MAJOR) + "." +
       std::to_string(MEMCNN_VERSION_MINOR) + "." +
       std::to_string(MEMCNN_VERSION_PATCH);
 }
 
-} // namespace training
+} // namespace measure

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../measure/version.h"
+
 #include "config.h"
 #include "data_set.h"
 #include "error.h"
 #include "network.h"
-#include "version.h"
 
 #include <CLI/CLI.hpp>
 
@@ -91,7 +92,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       "last checkpoint of the same run, if\nthere is one. Ctrl-C finishes the "
       "step, writes a checkpoint and stops.",
       "memcnn_train");
-  app.set_version_flag("--version", "memcnn_train " + version());
+  app.set_version_flag("--version", "memcnn_train " + measure::version());
   app.option_defaults()->always_capture_default();
 
   app.add_option("MODEL", config.model, detail::joined(model_names()))

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../measure/version.h"
+
 #include "config.h"
 #include "files.h"
 #include "memory_use.h"
 #include "numerics.h"
 #include "run_state.h"
 #include "trainer.h"
-#include "version.h"
 
 #include <torch/utils.h>
 #include <torch/version.h>
@@ -233,7 +234,7 @@ inline void write_run(
       {"train_images", data.train.size()},
       {"test_images", data.test.size()},
       {"data_fingerprint", fingerprint},
-      {"memcnn", version()},
+      {"memcnn", measure::version()},
       {"libtorch", TORCH_VERSION}};
   write_file(path, run.dump(2) + "\n");
 }
