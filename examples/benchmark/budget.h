@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "error.h"
+#include "support/error.h"
 
 #include <cstdint>
 #include <limits>
@@ -28,7 +28,7 @@ class Budget {
         ? percent == '%' && stream.peek() == EOF && number <= kMostPercent
         : number <= kMostMebibytes;
     if (!is_number || !is_whole) {
-      throw Error(
+      throw support::Error(
           "expected --budget to be a number of MiB, a percentage such as 50%, "
           "or all, but got \"" +
           text + "\". See memcnn_benchmark --help.");
@@ -45,7 +45,7 @@ class Budget {
       return std::numeric_limits<int64_t>::max();
     }
     if (!held_by_plain) {
-      throw Error(
+      throw support::Error(
           "expected a plain network to take a percentage of, but it failed. "
           "Give --budget in MiB.");
     }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../measure/version.h"
-
-#include "budget.h"
-#include "config.h"
-#include "error.h"
-#include "report.h"
+#include "benchmark/budget.h"
+#include "benchmark/config.h"
+#include "benchmark/report.h"
+#include "support/error.h"
+#include "support/version.h"
 
 #include <CLI/CLI.hpp>
 
@@ -86,7 +85,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       "channels, with F and G = batch normalisation, ReLU, convolution, twice. "
       "A step is forward,\nloss and backward, without an optimiser.",
       "memcnn_benchmark");
-  app.set_version_flag("--version", "memcnn_benchmark " + measure::version());
+  app.set_version_flag("--version", "memcnn_benchmark " + support::version());
   app.option_defaults()->always_capture_default();
 
   app.add_option(
@@ -156,7 +155,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {
-    throw Error(
+    throw support::Error(
         "expected arguments out of " + detail::known_flags(app) +
         ", but got \"" + app.remaining().front() + "\".");
   } catch (const CLI::ValidationError& error) {
@@ -165,13 +164,13 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
     if (colon != std::string::npos) {
       text.replace(colon, 2, " to be ");
     }
-    throw Error("expected " + text + ". See memcnn_benchmark --help.");
+    throw support::Error("expected " + text + ". See memcnn_benchmark --help.");
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {
       app.exit(error);
       return std::nullopt;
     }
-    throw Error(
+    throw support::Error(
         "expected a valid command line, but got: " + std::string(error.what()) +
         ". See memcnn_benchmark --help.");
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "budget.h"
-#include "config.h"
-#include "engines.h"
-#include "measurement.h"
-#include "network.h"
-#include "step.h"
+#include "benchmark/budget.h"
+#include "benchmark/config.h"
+#include "benchmark/engines.h"
+#include "benchmark/measurement.h"
+#include "benchmark/network.h"
+#include "benchmark/step.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "config.h"
-#include "network.h"
+#include "benchmark/config.h"
+#include "benchmark/network.h"
 
 #include <memcnn/checkpoint.h>
 #include <memcnn/sequence.h>

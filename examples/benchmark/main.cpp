@@ -2,13 +2,12 @@
 
 // memcnn_benchmark: time and memory of one training step, by engine.
 
-#include "../measure/allocator.h"
-
-#include "command_line.h"
-#include "config.h"
-#include "contest.h"
-#include "error.h"
-#include "report.h"
+#include "benchmark/command_line.h"
+#include "benchmark/config.h"
+#include "benchmark/contest.h"
+#include "benchmark/report.h"
+#include "support/allocator.h"
+#include "support/error.h"
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -37,12 +36,12 @@ std::vector<benchmark::Measurement> results_of(
 
 int run(const benchmark::Config& config) {
   if (config.device == "cuda" && !torch::cuda::is_available()) {
-    throw benchmark::Error(
+    throw support::Error(
         "expected a GPU that LibTorch can use for --device cuda, but found "
         "none. Give --device cpu.");
   }
   if (!config.default_allocator) {
-    measure::keep_freed_memory();
+    support::keep_freed_memory();
   }
   at::set_num_threads(static_cast<int>(config.threads));
   const auto results = results_of(config);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "step.h"
+#include "benchmark/step.h"
 
 #include <algorithm>
 #include <cstddef>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "config.h"
+#include "benchmark/config.h"
 
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/additive.h>

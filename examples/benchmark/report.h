@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "../measure/version.h"
-
-#include "config.h"
-#include "measurement.h"
+#include "benchmark/config.h"
+#include "benchmark/measurement.h"
+#include "support/version.h"
 
 #include <torch/version.h>
 #include <nlohmann/json.hpp>
@@ -93,7 +92,7 @@ inline void print_table(
       config.threads == 1 ? "thread" : "threads");
   std::printf(
       "memcnn %s, LibTorch %s; medians of %lld steps, engines in turn\n\n",
-      measure::version().c_str(),
+      support::version().c_str(),
       TORCH_VERSION,
       static_cast<long long>(config.steps));
 
@@ -174,7 +173,7 @@ inline nlohmann::ordered_json to_json(
   nlohmann::ordered_json json = {
       {"engine", result.engine},
       {"version",
-       result.engine == "plain" ? TORCH_VERSION : measure::version()},
+       result.engine == "plain" ? TORCH_VERSION : support::version()},
       {"torch", TORCH_VERSION},
       {"depth", config.depth},
       {"channels", config.channels},

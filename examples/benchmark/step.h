@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "engines.h"
+#include "benchmark/engines.h"
 
 #include <memcnn/allocation_meter.h>
 

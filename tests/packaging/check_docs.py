@@ -19,8 +19,8 @@ import sys
 PAGE = "docs/errors.md"
 CPP_SOURCES = (
     "include/memcnn/**/*.h",
-    "examples/*/*.h",
-    "examples/*/*.cpp",
+    "examples/**/*.h",
+    "examples/**/*.cpp",
 )
 CMAKE_SOURCES = (
     "CMakeLists.txt",

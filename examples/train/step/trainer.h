@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/allocation_meter.h>
+
+#include "train/base/config.h"
+#include "train/data/batches.h"
+#include "train/data/images.h"
+#include "train/data/prepared_batches.h"
+#include "train/libtorch/autocast.h"
+#include "train/libtorch/device_read.h"
+#include "train/step/memory_use.h"
+#include "train/step/network.h"
+
+#include <torch/nn.h>
+#include <torch/optim/sgd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace training {
+
+/// How many images of a batch were classified right.
+struct Hits {
+  int64_t first = 0; // the class with the highest logit is the right one
+  int64_t top5 = 0; // the right one is among the five highest
+
+  Hits& operator+=(const Hits& other) {
+    first += other.first;
+    top5 += other.top5;
+    return *this;
+  }
+};
+
+/// What one training step has to tell.
+struct StepResult {
+  double loss = 0; // mean over the batch
+  Hits hits;
+  double milliseconds = 0;
+  double data_milliseconds = 0; // of these, waiting for the batch
+  MemoryUse memory;
+};
+
+/// What the test images have to tell.
+struct Evaluation {
+  double loss = 0;
+  double accuracy = 0; // 0 to 1
+  double top5 = 0; // likewise
+};
+
+namespace detail {
+
+class Stopwatch {
+ public:
+  double milliseconds() const {
+    const std::chrono::duration<double, std::milli> time =
+        std::chrono::steady_clock::now() - start_;
+    return time.count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ =
+      std::chrono::steady_clock::now();
+};
+
+/// Loss, hits and hits among the first five, (3), float64: one tensor, so that
+/// one copy brings them to the CPU.
+inline torch::Tensor figures(
+    const torch::Tensor& loss,
+    const torch::Tensor& logits,
+    const torch::Tensor& labels) {
+  const int64_t count = std::min<int64_t>(5, logits.size(1));
+  const torch::Tensor ranked = std::get<1>(logits.detach().topk(count, 1));
+  const torch::Tensor hits = ranked == labels.unsqueeze(1); // (N, 5)
+  return torch::stack(
+      {loss.detach().to(torch::kFloat64),
+       hits.select(1, 0).sum().to(torch::kFloat64),
+       hits.sum().to(torch::kFloat64)});
+}
+
+inline Hits hits_of(const torch::Tensor& figures) {
+  const auto* values = figures.const_data_ptr<double>();
+  return {static_cast<int64_t>(values[1]), static_cast<int64_t>(values[2])};
+}
+
+} // namespace detail
+
+/// A network, its optimizer and its data: all that a step touches.
+class Trainer {
+ public:
+  /// The meter must count the memory of `device` and outlive the trainer. The
+  /// data stay on the CPU; a batch at a time goes to the device.
+  Trainer(
+      const Config& config,
+      const DataSet& data,
+      torch::Device device,
+      memcnn::AllocationMeter& meter)
+      : config_(config),
+        device_(device),
+        meter_(meter),
+        network_(make_network(config, data.num_classes)),
+        optimizer_(make_optimizer()),
+        test_(data.test),
+        normalise_(data.train.pixels),
+        batches_(
+            TrainingBatches(
+                data.train,
+                normalise_,
+                config.batch_size,
+                config.seed),
+            /*pinned=*/device.is_cuda()) {}
+
+  /// Learns from one batch. A loss that is not finite comes back as it is, and
+  /// the weights stay as they were.
+  StepResult step(int64_t iteration) {
+    const detail::Stopwatch watch;
+    network().train();
+    for (auto& group : optimizer_.param_groups()) {
+      group.options().set_lr(learning_rate_at(config_, iteration));
+    }
+    const Batch batch = on_device(batches_.at(iteration));
+    optimizer_.zero_grad();
+
+    StepResult result;
+    result.data_milliseconds = watch.milliseconds();
+    const int64_t before = meter_.held_bytes();
+    meter_.reset_peak();
+    const auto [loss, figures] = forward(batch);
+    const DeviceRead read(figures);
+    result.memory.held_after_forward = meter_.held_bytes() - before;
+    loss.backward();
+    // A GPU has long begun with backward when these arrive.
+    const torch::Tensor arrived = read.wait();
+    result.loss = arrived[0].item<double>();
+    result.hits = detail::hits_of(arrived);
+    if (std::isfinite(result.loss)) {
+      optimizer_.step();
+    }
+    result.memory.peak = meter_.peak_bytes() - before;
+    result.milliseconds = watch.milliseconds();
+    return result;
+  }
+
+  /// Classifies the test images, as they are. `go_on` is told the share done,
+  /// and stops the evaluation by returning false.
+  Evaluation evaluate(const std::function<bool(double)>& go_on) {
+    constexpr int64_t kCount = 200; // images at once
+    const torch::NoGradGuard no_grad;
+    network().eval();
+    const auto count = static_cast<double>(test_.size());
+    double loss = 0;
+    Hits hits;
+    for (int64_t first = 0; first < test_.size(); first += kCount) {
+      if (!go_on(static_cast<double>(first) / count)) {
+        break;
+      }
+      const Batch batch =
+          on_device(test_batch(test_, normalise_, first, kCount));
+      const torch::Tensor figures = forward(batch).figures.cpu();
+      loss +=
+          figures[0].item<double>() * static_cast<double>(batch.labels.size(0));
+      hits += detail::hits_of(figures);
+    }
+    return {
+        loss / count,
+        static_cast<double>(hits.first) / count,
+        static_cast<double>(hits.top5) / count};
+  }
+
+  /// The batch of an iteration once more, to look into what it did.
+  Batch batch(int64_t iteration) {
+    return on_device(batches_.at(iteration));
+  }
+
+  bool weights_are_finite() {
+    return std::all_of(
+        parameters_.begin(), parameters_.end(), [](const torch::Tensor& p) {
+          return torch::isfinite(p).all().item<bool>();
+        });
+  }
+
+  int64_t parameter_count() const {
+    int64_t count = 0;
+    for (const auto& parameter : parameters_) {
+      count += parameter.numel();
+    }
+    return count;
+  }
+
+  int64_t parameter_bytes() const {
+    int64_t bytes = 0;
+    for (const auto& parameter : parameters_) {
+      bytes += static_cast<int64_t>(parameter.nbytes());
+    }
+    return bytes;
+  }
+
+  torch::nn::Module& network() {
+    return *network_.ptr();
+  }
+
+  torch::optim::SGD& optimizer() {
+    return optimizer_;
+  }
+
+  torch::Device device() const {
+    return device_;
+  }
+
+ private:
+  struct Forward {
+    torch::Tensor loss; // mean over the batch
+    torch::Tensor figures; // of figures()
+  };
+
+  Forward forward(const Batch& batch) {
+    const AutocastGuard autocast(device_.type(), config_.amp);
+    const torch::Tensor logits =
+        network_.forward(batch.images).to(torch::kFloat32);
+    const torch::Tensor loss =
+        torch::nn::functional::cross_entropy(logits, batch.labels);
+    return {loss, detail::figures(loss, logits, batch.labels)};
+  }
+
+  Batch on_device(const Batch& batch) const {
+    const auto move = [&](const torch::Tensor& tensor) {
+      return tensor.to(device_, /*non_blocking=*/true);
+    };
+    return {
+        move(batch.images).contiguous(memory_format_of(config_)),
+        move(batch.labels)};
+  }
+
+  torch::optim::SGD make_optimizer() {
+    network().to(device_);
+    parameters_ = network().parameters();
+    return torch::optim::SGD(
+        parameters_,
+        torch::optim::SGDOptions(config_.learning_rate)
+            .momentum(config_.momentum)
+            .weight_decay(config_.weight_decay));
+  }
+
+  Config config_;
+  torch::Device device_;
+  memcnn::AllocationMeter& meter_;
+  torch::nn::AnyModule network_;
+  std::vector<torch::Tensor> parameters_;
+  torch::optim::SGD optimizer_;
+  Images test_;
+  Normalisation normalise_;
+  PreparedBatches batches_;
+};
+
+} // namespace training

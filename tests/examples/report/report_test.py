@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""Tests of examples/report/memcnn_report.py from outside.
+
+    MEMCNN_REPORT=FILE python3 report_test.py
+
+Exits with 77, which CTest shows as skipped, where matplotlib is missing.
+"""
+
+import html.parser
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+REPORT = os.environ["MEMCNN_REPORT"]
+SKIPPED = 77
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+CITED = {"https://doi.org/10.21105/joss.01576", "https://arxiv.org/abs/1707.04585"}
+
+
+def config(model, **changes):
+    return {
+        "model": model, "dataset": "cifar10", "iterations": 200,
+        "batch_size": 100, "learning_rate": 0.1, "momentum": 0.9,
+        "weight_decay": 2e-4, "seed": 1, "engine": "sequence",
+        "fractional_bits": None, "memory_budget_mib": 0,
+        "checkpoint_transitions": False, "amp": False, "memory_format": "contiguous",
+    } | changes  # fmt: skip
+
+
+def row(iteration, **changes):
+    return {
+        "iteration": iteration, "loss": 200 / (100 + iteration),
+        "accuracy": iteration / 400, "lr": 0.1, "ms_per_step": 30.0,
+        "held_bytes": 3 << 20, "peak_bytes": 5 << 20, "unknown": [1],
+    } | changes  # fmt: skip
+
+
+def lines(rows):
+    return "".join(json.dumps(each) + "\n" for each in rows)
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page, and collects what the tests ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.figures = [], [], [], []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        for key, value in attributes:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("href", "src", "xlink:href"):
+                self.links.append(value)
+        if tag == "svg":
+            self.figures.append(dict(attributes)["aria-label"])
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            raise AssertionError(f"</{tag}> closes another element")
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data + " "
+
+
+class Report(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def make(self, name, settings, rows, finished=True, log=None):
+        directory = self.folder / name
+        directory.mkdir()
+        info = {
+            "config": settings, "device": "cpu", "threads": 2,
+            "parameters": 466906, "parameter_bytes": 1867624,
+            "memcnn": "0.1.0", "libtorch": "2.11.0", "classes": 10,
+        }  # fmt: skip
+        (directory / "run.json").write_text(json.dumps(info))
+        (directory / "log.jsonl").write_text(lines(rows) if log is None else log)
+        if finished:
+            results = {
+                "config": settings, "test_accuracy": 0.4367, "test_loss": 1.504,
+                "rows": rows,
+                "step": {
+                    "median_ms_per_step": 1072.5,
+                    "held_after_forward_bytes": 99584000,
+                    "peak_of_the_step_bytes": 119910000,
+                },
+            }  # fmt: skip
+            (directory / "results.json").write_text(json.dumps(results))
+        return directory
+
+    def run_report(self, *arguments):
+        return subprocess.run(
+            [sys.executable, REPORT, *map(str, arguments)],
+            cwd=self.folder, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def page_of(self, *arguments):
+        done = self.run_report(*arguments)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return (self.folder / "report.html").read_text(encoding="utf-8")
+
+    def three_runs(self):
+        rows = [row(i) for i in range(10, 201, 10)]
+        return (
+            self.make("first", config("resnet32", engine="plain"), rows),
+            self.make("second", config("revnet38"), rows),
+            self.make(
+                "third", config("revnet110"), [], False,
+                lines(rows[:7]) + '{"iteration": 80, "lo',
+            ),
+        )  # fmt: skip
+
+    def assert_refused(self, directory, *parts):
+        done = self.run_report(directory)
+        self.assertEqual(done.returncode, 1)
+        for part in parts:
+            self.assertIn(part, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertFalse((self.folder / "report.html").exists())
+
+    def test_page_is_well_formed_and_needs_nothing_else(self):
+        text = self.page_of(*self.three_runs())
+        page = Page(text)
+        self.assertEqual(page.open, [])
+        self.assertEqual(len(page.ids), len(set(page.ids)))
+        outside = {link for link in page.links if not link.startswith("#")}
+        self.assertEqual(outside, CITED)
+        inside = {link[1:] for link in page.links if link.startswith("#")}
+        inside |= set(re.findall(r"url\(#([^)]*)\)", text))
+        self.assertLessEqual(inside, set(page.ids))
+        for found in re.findall(r"https?://[^\"<\s]*", text):
+            self.assertIn(found, CITED)
+        self.assertNotIn("@import", text)
+
+    def test_page_has_every_figure_and_entry(self):
+        page = Page(self.page_of(*self.three_runs()))
+        self.assertEqual(
+            [label.split(" against")[0] for label in page.figures],
+            [
+                "Loss", "Accuracy (%)", "Learning rate", "Time per step (ms)",
+                "Memory held after forward (MiB)", "Peak memory of a step (MiB)",
+            ],
+        )  # fmt: skip
+        for entry in (
+            "43.67", "1.5040", "1,072.5", "95.0", "114.4", "92.86", "92.74",
+            "93.14", "1:51", "7:21", "238.6", "432.7", "0:00:06",
+            "first", "A resnet32", "B revnet38",
+        ):  # fmt: skip
+            self.assertIn(entry, page.text)
+        self.assertIn("unfinished: 70 of 200 iterations", page.text)
+        self.assertIn("last line of the log was cut off", page.text)
+
+    def test_same_files_give_same_bytes(self):
+        runs = self.three_runs()
+        self.assertEqual(self.page_of(*runs), self.page_of(*runs))
+
+    def test_what_files_say_is_escaped(self):
+        evil = "<script>&\"'$x$"
+        text = self.page_of(self.make("<b>", config(evil, dataset=evil), [row(200)]))
+        self.assertNotIn("<script", text)
+        self.assertNotIn("<b>", text)
+        self.assertIn(evil, Page(text).text)
+
+    def test_run_without_rows_and_diverged_run_are_shown(self):
+        empty = self.make("empty", config("revnet38"), [], False)
+        lost = self.make("lost", config("revnet38"), [row(10), row(20, loss=None)])
+        page = Page(self.page_of(empty, lost))
+        self.assertIn("unfinished: 0 of 200 iterations", page.text)
+        self.assertIn("not a finite number in 1 of 2 rows", page.text)
+
+    def test_bad_inputs_name_file_and_line(self):
+        self.assert_refused(self.folder / "none", "none: expected a directory")
+        bad = self.make("bad", config("revnet38"), [], True, lines([row(10)]) + "{\n")
+        self.assert_refused(bad, "log.jsonl:2: expected JSON", "Repair that line")
+        log = bad / "log.jsonl"
+        log.write_text(lines([row(10), row(20, lr="x")]))
+        self.assert_refused(bad, 'log.jsonl:2: expected "lr" to be a number', '"x"')
+        log.write_text('{"iteration": 5}\n')
+        self.assert_refused(bad, 'log.jsonl:1: expected "loss", but it is missing')
+        log.write_text(lines([row(10), row(10)]))
+        self.assert_refused(bad, 'log.jsonl:2: expected "iteration" to rise above 10')
+        log.write_text("[1]\n")
+        self.assert_refused(bad, "log.jsonl:1: expected a JSON object, but got [1]")
+        log.write_text("")
+        (bad / "results.json").write_text("{\n\n1}")
+        self.assert_refused(bad, "results.json:3: expected JSON")
+        (bad / "run.json").unlink()
+        self.assert_refused(bad, "run.json: expected a file that can be read")
+
+
+if __name__ == "__main__":
+    if importlib.util.find_spec("matplotlib") is None:
+        print("skipped: no matplotlib for", sys.executable)
+        sys.exit(SKIPPED)
+    unittest.main(verbosity=2)
