@@ -7,6 +7,7 @@
 #include "benchmark/measurement.h"
 #include "benchmark/network.h"
 #include "benchmark/step.h"
+#include "support/median.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -246,7 +247,7 @@ class Contest {
       for (size_t i = 0; i < result.times.size(); ++i) {
         ratios.push_back(result.times[i].step() / plain().times[i].step());
       }
-      result.ratio_to_plain = median(std::move(ratios));
+      result.ratio_to_plain = support::median(std::move(ratios));
       result.fused_limit = (2 * forward + backward) / (forward + backward);
     }
   }

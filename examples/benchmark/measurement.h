@@ -2,12 +2,13 @@
 #pragma once
 
 #include "benchmark/step.h"
+#include "support/median.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace benchmark {
@@ -42,14 +43,6 @@ struct Measurement {
   }
 };
 
-/// The middle value, or the mean of the two.
-inline double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle]
-                                : (values[middle - 1] + values[middle]) / 2;
-}
-
 /// The median of what `pick` takes of each time.
 template <class Pick>
 double median_of(const std::vector<StepTime>& times, const Pick& pick) {
@@ -57,7 +50,7 @@ double median_of(const std::vector<StepTime>& times, const Pick& pick) {
   for (const StepTime& time : times) {
     values.push_back(pick(time));
   }
-  return median(std::move(values));
+  return support::median(std::move(values));
 }
 
 inline double forward_of(const StepTime& time) {
