@@ -5,8 +5,10 @@
 
 #include "support/modules.h"
 #include "support/probes.h"
+#include "support/throws_error.h"
 #include "support/twins.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
@@ -17,6 +19,9 @@
 
 namespace memcnn_test {
 namespace {
+
+using testing::HasSubstr;
+using testing::StrEq;
 
 template <class Function>
 torch::nn::Functional as_branch(Function function) {
@@ -29,56 +34,63 @@ torch::nn::Functional identity() {
 
 TEST(BadInput, OddChannelsWithoutAFittingF) {
   memcnn::AdditiveCoupling coupling(identity(), identity());
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 3, 5, 5}));
-      }),
-      {"AdditiveCoupling::forward(): expected F to return the sizes "
-       "[2, 2, 5, 5] of the half that it updates, but got sizes [2, 1, 5, 5]",
-       "Give an even size in that dim, or a branch that maps one half to the "
-       "sizes of the other."}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected F to return the "
+                    "sizes [2, 2, 5, 5] of the half that it updates, but got "
+                    "sizes [2, 1, 5, 5]"),
+          HasSubstr("Give an even size in that dim, or a branch that maps one "
+                    "half to the sizes of the other.")));
   EXPECT_THROW(coupling(torch::ones({2, 3, 5, 5})), c10::ValueError);
 }
 
 TEST(BadInput, OddChannelsForAConvolution) {
   // F itself refuses them: its message is kept, and the place is added.
   memcnn::AdditiveCoupling coupling(ConvBranch(2), ConvBranch(2));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 3, 5, 5}));
-      }),
-      {"channels",
-       "in F of AdditiveCoupling::forward(): argument sizes [2, 1, 5, 5]"}));
+      },
+      ThrowsError<c10::Error>(
+          HasSubstr("channels"),
+          HasSubstr("in F of AdditiveCoupling::forward(): argument sizes [2, "
+                    "1, 5, 5]")));
 }
 
 TEST(BadInput, BranchThatChangesTheShape) {
   memcnn::AdditiveCoupling coupling(
       identity(),
       as_branch([](const torch::Tensor& x) { return x.flatten(1); }));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4, 3}));
-      }),
-      {"AdditiveCoupling::forward(): expected G to return the sizes [2, 2, 3]",
-       "but got sizes [2, 6]"}));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected G to return the "
+                    "sizes [2, 2, 3]"),
+          HasSubstr("but got sizes [2, 6]")));
+  EXPECT_THAT(
+      [&] {
         coupling->inverse(torch::ones({2, 4, 3}));
-      }),
-      {"AdditiveCoupling::inverse(): expected G to return the sizes"}));
+      },
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "AdditiveCoupling::inverse(): expected G to return the sizes")));
 }
 
 TEST(BadInput, BranchThatWidensTheDtype) {
   memcnn::AdditiveCoupling coupling(
       as_branch([](const torch::Tensor& x) { return x.to(torch::kDouble); }),
       identity());
-  EXPECT_THROW(coupling(torch::ones({2, 4})), c10::TypeError);
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4}));
-      }),
-      {"expected F to return no wider dtype than its input's Float, but got "
-       "Double"}));
+      },
+      ThrowsError<c10::TypeError>(
+          HasSubstr("expected F to return no wider dtype than its input's "
+                    "Float, but got Double")));
 }
 
 TEST(BadInput, AdapterOfAnotherSplitDim) {
@@ -91,12 +103,12 @@ TEST(BadInput, AdapterOfAnotherSplitDim) {
         memcnn::CouplingOptions().split_dim(coupling_dim));
   };
   EXPECT_NO_THROW(make(2, 2));
-  EXPECT_THROW(make(1, 2), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] { make(1, 2); }),
-      {"AffineCoupling::AffineCoupling(): expected the adapter F to have the "
-       "coupling's split_dim, but got 1 (coupling 2)",
-       "Give both the same CouplingOptions."}));
+  EXPECT_THAT(
+      [&] { make(1, 2); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineCoupling::AffineCoupling(): expected the adapter F "
+                    "to have the coupling's split_dim, but got 1 (coupling 2)"),
+          HasSubstr("Give both the same CouplingOptions.")));
 }
 
 TEST(BadInput, AdapterWhoseFReturnsAnOddSize) {
@@ -105,25 +117,27 @@ TEST(BadInput, AdapterWhoseFReturnsAnOddSize) {
         return torch::cat({x, x, x}, 1);
       })},
       memcnn::AffineAdapterSigmoid{identity()}};
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 2, 3}));
-      }),
-      {"AffineAdapterSigmoid::forward(): expected f to return an even size in "
-       "dim 1",
-       "but got sizes [2, 3, 3]"}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineAdapterSigmoid::forward(): expected f to return an "
+                    "even size in dim 1"),
+          HasSubstr("but got sizes [2, 3, 3]")));
 }
 
 TEST(BadInput, AdapterWhoseFReturnsTooFewChannels) {
   memcnn::AffineCoupling coupling{
       memcnn::AffineAdapterSigmoid{identity()},
       memcnn::AffineAdapterSigmoid{identity()}};
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4, 3}));
-      }),
-      {"AffineCoupling::forward(): expected F to return the sizes [2, 2, 3] of "
-       "the half that it updates, but got sizes [2, 1, 3]"}));
+      },
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "AffineCoupling::forward(): expected F to return the sizes [2, 2, 3] "
+          "of the half that it updates, but got sizes [2, 1, 3]")));
 }
 
 TEST(BadInput, IntegerTensor) {
@@ -137,13 +151,13 @@ TEST(BadInput, IntegerTensor) {
            [&] {
              sequence(x);
            }}) {
-    EXPECT_THROW(call(), c10::TypeError);
-    EXPECT_TRUE(contains(
-        message_of(call),
-        {"AdditiveCoupling",
-         ": expected a tensor of floating point values, but got sizes [2, 4], "
-         "Long, cpu",
-         "Convert it with to(torch::kFloat)."}));
+    EXPECT_THAT(
+        call,
+        ThrowsError<c10::TypeError>(
+            HasSubstr("AdditiveCoupling"),
+            HasSubstr(": expected a tensor of floating point values, but got "
+                      "sizes [2, 4], Long, cpu"),
+            HasSubstr("Convert it with to(torch::kFloat).")));
   }
 }
 
@@ -151,36 +165,42 @@ TEST(BadInput, UndefinedTensor) {
   memcnn::AdditiveCoupling coupling(ConvBranch(2), ConvBranch(2));
   memcnn::InvertibleModuleWrapper block(coupling);
   memcnn::ReversibleSequence sequence(coupling, coupling);
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling(torch::Tensor()); }),
-      {"AdditiveCoupling::forward(): expected a tensor, but got an undefined "
-       "one"}));
-  EXPECT_TRUE(contains(
-      message_of([&] { block(torch::Tensor()); }),
-      {"InvertibleModuleWrapper::forward(): expected tensors, but got an "
-       "undefined one"}));
-  EXPECT_TRUE(contains(
-      message_of([&] { sequence(torch::Tensor()); }),
-      {"ReversibleSequence::forward(): expected tensors, but got an undefined "
-       "one"}));
+  EXPECT_THAT(
+      [&] { coupling(torch::Tensor()); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected a tensor, but got "
+                    "an undefined one")));
+  EXPECT_THAT(
+      [&] { block(torch::Tensor()); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("InvertibleModuleWrapper::forward(): expected tensors, but "
+                    "got an undefined one")));
+  EXPECT_THAT(
+      [&] { sequence(torch::Tensor()); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("ReversibleSequence::forward(): expected tensors, but got "
+                    "an undefined one")));
 }
 
 TEST(BadInput, SplitDimThatTheInputLacks) {
   memcnn::AdditiveCoupling coupling(
       identity(), identity(), memcnn::CouplingOptions().split_dim(2));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4}));
-      }),
-      {"expected an input with a dim 2 to split, but got sizes [2, 4]",
-       "CouplingOptions().split_dim()"}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr(
+              "expected an input with a dim 2 to split, but got sizes [2, 4]"),
+          HasSubstr("CouplingOptions().split_dim()")));
   memcnn::AdditiveCoupling channels(identity(), identity());
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         channels(torch::ones({2, 1}));
-      }),
-      {"expected at least 2 entries in dim 1 to split into two halves, but got "
-       "1"}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected at least 2 entries in dim 1 to split into two "
+                    "halves, but got 1")));
 }
 
 TEST(BadInput, EmptyBatchWorks) {
@@ -210,25 +230,26 @@ TORCH_MODULE(ConstantScale);
 TEST(BadInput, ZeroScaleInAnAffineInverse) {
   memcnn::AffineCoupling coupling{ConstantScale(0.), ConstantScale(1.)};
   const torch::Tensor y = coupling(torch::ones({2, 4}));
-  EXPECT_THROW(coupling->inverse(y), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling->inverse(y); }),
-      {"AffineCoupling::inverse(): expected a scale without zeros, but got one "
-       "with 4",
-       "as AffineAdapterSigmoid does"}));
+  EXPECT_THAT(
+      [&] { coupling->inverse(y); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineCoupling::inverse(): expected a scale without "
+                    "zeros, but got one with 4"),
+          HasSubstr("as AffineAdapterSigmoid does")));
   // Likewise where backward needs the inverse.
   memcnn::InvertibleModuleWrapper block(coupling);
   const torch::Tensor z = block(torch::ones({2, 4}).requires_grad_() * 1);
-  EXPECT_TRUE(contains(
-      message_of([&] { z.sum().backward(); }),
-      {"expected a scale without zeros"}));
+  EXPECT_THAT(
+      [&] { z.sum().backward(); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected a scale without zeros")));
 }
 
 TEST(BadInput, ModuleWithoutInverseIsNotInvertible) {
   const auto report =
       memcnn::check_invertible_module(torch::nn::Linear(4, 4), {2, 4});
   EXPECT_FALSE(report.invertible);
-  EXPECT_TRUE(contains(report.reason, {"has no member inverse"}));
+  EXPECT_THAT(report.reason, HasSubstr("has no member inverse"));
 }
 
 /// Its inverse returns other sizes than forward took.
@@ -247,10 +268,11 @@ TEST(BadInput, InverseThatReturnsOtherSizes) {
   memcnn::InvertibleModuleWrapper block{WrongInverse()};
   const torch::Tensor x = torch::ones({2, 4}).requires_grad_();
   const torch::Tensor y = block(x * 1);
-  EXPECT_TRUE(contains(
-      message_of([&] { y.sum().backward(); }),
-      {"expected inverse() to rebuild an input of sizes [2, 4]",
-       "is_invertible_module() checks that"}));
+  EXPECT_THAT(
+      [&] { y.sum().backward(); },
+      ThrowsError<c10::Error>(
+          HasSubstr("expected inverse() to rebuild an input of sizes [2, 4]"),
+          HasSubstr("is_invertible_module() checks that")));
 }
 
 TEST(BadInput, ReadOfAFreedInput) {
@@ -258,13 +280,15 @@ TEST(BadInput, ReadOfAFreedInput) {
   memcnn::InvertibleModuleWrapper block(coupling);
   const torch::Tensor x = torch::ones({2, 4, 3, 3}).requires_grad_() * 1;
   const torch::Tensor y = block(x);
-  EXPECT_EQ(
-      message_of([&] { x.sum(); }),
-      "memcnn: InvertibleModuleWrapper::forward(): expected its input not to "
-      "be read between the call and its backward pass, but got a read of the "
-      "freed tensor (sizes [2, 4, 3, 3], Float, cpu, block AdditiveCoupling). "
-      "Set InvertibleModuleWrapperOptions().keep_input(true) on that block, or "
-      "read the tensor before it.");
+  EXPECT_THAT(
+      [&] { x.sum(); },
+      ThrowsError<c10::Error>(
+          StrEq("memcnn: InvertibleModuleWrapper::forward(): expected its "
+                "input not to be read between the call and its backward pass, "
+                "but got a read of the freed tensor (sizes [2, 4, 3, 3], "
+                "Float, cpu, block AdditiveCoupling). Set "
+                "InvertibleModuleWrapperOptions().keep_input(true) on that "
+                "block, or read the tensor before it.")));
 }
 
 TEST(BadInput, BlockOfASequenceIsNamed) {
@@ -274,10 +298,12 @@ TEST(BadInput, BlockOfASequenceIsNamed) {
           torch::nn::AnyModule(Throwing(2, 2)),
           torch::nn::AnyModule(Throwing(2, 0))));
   const torch::Tensor y = sequence(torch::ones({3, 4}).requires_grad_() * 1);
-  EXPECT_TRUE(contains(
-      message_of([&] { y.sum().backward(); }),
-      {"ReversibleSequence::backward(): block 1 (AdditiveCoupling): ",
-       "the branch gave up"}));
+  EXPECT_THAT(
+      [&] { y.sum().backward(); },
+      ThrowsError<c10::Error>(
+          HasSubstr(
+              "ReversibleSequence::backward(): block 1 (AdditiveCoupling): "),
+          HasSubstr("the branch gave up")));
 }
 
 } // namespace

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 
 #include "../support/modules.h"
+#include "../support/throws_error.h"
 #include "../support/tolerances.h"
 #include "../support/twins.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <memcnn/coupling/adapters.h>
 #include <torch/torch.h>
@@ -16,6 +18,9 @@
 
 namespace memcnn_test {
 namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
 
 using torch::indexing::None;
 using torch::indexing::Slice;
@@ -72,14 +77,14 @@ TEST_F(AffineAdapterSigmoid, RejectsAnOddNumberOfChannels) {
   const auto call = [&] {
     adapter(torch::ones({2, 2, 4, 4}));
   };
-  EXPECT_THROW(call(), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of(call),
-      {"AffineAdapterSigmoid::forward(): expected f to return an even size in "
-       "dim 1",
-       "but got sizes [2, 3, 4, 4], Float, cpu",
-       "input sizes [2, 2, 4, 4]",
-       "twice as many channels"}));
+  EXPECT_THAT(
+      call,
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineAdapterSigmoid::forward(): expected f to return an "
+                    "even size in dim 1"),
+          HasSubstr("but got sizes [2, 3, 4, 4], Float, cpu"),
+          HasSubstr("input sizes [2, 2, 4, 4]"),
+          HasSubstr("twice as many channels")));
 }
 
 TEST_F(AffineAdapterSigmoid, RejectsAnotherNumberOfDimensions) {
@@ -92,8 +97,11 @@ TEST_F(AffineAdapterSigmoid, PrintsItsOptions) {
   std::ostringstream stream;
   stream << memcnn::AffineAdapterSigmoid(
       WideBranch(2), memcnn::CouplingOptions().split_dim(2));
-  EXPECT_TRUE(contains(
-      stream.str(), {"memcnn::AffineAdapterSigmoid(split_dim=2)", "(f): "}));
+  EXPECT_THAT(
+      stream.str(),
+      AllOf(
+          HasSubstr("memcnn::AffineAdapterSigmoid(split_dim=2)"),
+          HasSubstr("(f): ")));
 }
 
 TEST_F(AffineAdapterSigmoid, CloneIsDeep) {
@@ -123,8 +131,11 @@ TEST_F(AffineAdapterNaive, ShiftIsFAndScaleItsExponential) {
 TEST_F(AffineAdapterNaive, PrintsItsOptions) {
   std::ostringstream stream;
   stream << memcnn::AffineAdapterNaive(SmoothBranch(2));
-  EXPECT_TRUE(contains(
-      stream.str(), {"memcnn::AffineAdapterNaive(split_dim=1)", "(f): "}));
+  EXPECT_THAT(
+      stream.str(),
+      AllOf(
+          HasSubstr("memcnn::AffineAdapterNaive(split_dim=1)"),
+          HasSubstr("(f): ")));
 }
 
 TEST_F(AffineAdapterNaive, KeysAreThoseOfMemCNN) {

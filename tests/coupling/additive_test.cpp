@@ -2,9 +2,11 @@
 
 #include "../support/invertible_suite.h"
 #include "../support/modules.h"
+#include "../support/throws_error.h"
 #include "../support/tolerances.h"
 #include "../support/twins.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <memcnn/coupling/additive.h>
 #include <torch/torch.h>
@@ -15,6 +17,8 @@
 #include <vector>
 
 namespace memcnn_test {
+
+using testing::HasSubstr;
 
 struct AdditiveConv {
   static constexpr const char* kName = "Conv";
@@ -261,21 +265,22 @@ TORCH_MODULE(NotCloneable);
 
 TEST_F(AdditiveCoupling, CloneStopsAtABranchThatCannotBeCloned) {
   memcnn::AdditiveCoupling coupling{NotCloneable(), NotCloneable()};
-  EXPECT_THROW(coupling->clone(), c10::Error);
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling->clone(); }), {"clone()", "NotCloneable"}));
+  EXPECT_THAT(
+      [&] { coupling->clone(); },
+      ThrowsError<c10::Error>(HasSubstr("clone()"), HasSubstr("NotCloneable")));
   EXPECT_THROW(memcnn::AdditiveCoupling copied{NotCloneable()}, c10::Error);
 }
 
 TEST_F(AdditiveCoupling, CloneStopsAtABranchWhoseCloneWouldShare) {
   memcnn::AdditiveCoupling coupling(
       Sharing(torch::nn::Linear(2, 2)), Sharing(torch::nn::Linear(2, 2)));
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling->clone(); }),
-      {"memcnn: expected clone() of",
-       "Sharing",
-       "shared with the original",
-       "torch::nn::Cloneable"}));
+  EXPECT_THAT(
+      [&] { coupling->clone(); },
+      ThrowsError<c10::Error>(
+          HasSubstr("memcnn: expected clone() of"),
+          HasSubstr("Sharing"),
+          HasSubstr("shared with the original"),
+          HasSubstr("torch::nn::Cloneable")));
 }
 
 // Bad input. Both couplings share these checks.
@@ -286,19 +291,21 @@ TEST_F(AdditiveCoupling, RejectsHalvesThatFDoesNotFit) {
   const auto call = [&] {
     coupling(torch::ones({2, 3, 5, 5}));
   };
-  EXPECT_THROW(call(), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of(call),
-      {"AdditiveCoupling::forward(): expected F to return the sizes "
-       "[2, 2, 5, 5] of the half that it updates, but got sizes [2, 1, 5, 5]",
-       "for an argument of sizes [2, 1, 5, 5] (split_dim 1)",
-       "Give an even size in that dim"}));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      call,
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected F to return the "
+                    "sizes [2, 2, 5, 5] of the half that it updates, but got "
+                    "sizes [2, 1, 5, 5]"),
+          HasSubstr("for an argument of sizes [2, 1, 5, 5] (split_dim 1)"),
+          HasSubstr("Give an even size in that dim")));
+  EXPECT_THAT(
+      [&] {
         coupling->inverse(torch::ones({2, 3, 5, 5}));
-      }),
-      {"AdditiveCoupling::inverse(): expected G to return the sizes "
-       "[2, 1, 5, 5]"}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::inverse(): expected G to return the "
+                    "sizes [2, 1, 5, 5]")));
 }
 
 TEST_F(AdditiveCoupling, RejectsABroadcastValue) {
@@ -318,14 +325,14 @@ TEST_F(AdditiveCoupling, RejectsABroadcastValue) {
 TEST_F(AdditiveCoupling, RejectsAMissingDimension) {
   memcnn::AdditiveCoupling coupling(
       Times(1), Times(1), memcnn::CouplingOptions().split_dim(-3));
-  EXPECT_THROW(coupling(torch::ones({2, 4})), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4}));
-      }),
-      {"AdditiveCoupling::forward(): expected an input with a dim -3 to split, "
-       "but got sizes [2, 4], Float, cpu",
-       "CouplingOptions().split_dim()"}));
+      },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected an input with a dim "
+                    "-3 to split, but got sizes [2, 4], Float, cpu"),
+          HasSubstr("CouplingOptions().split_dim()")));
 }
 
 TEST_F(AdditiveCoupling, RejectsASizeThatCannotBeSplit) {
@@ -334,22 +341,22 @@ TEST_F(AdditiveCoupling, RejectsASizeThatCannotBeSplit) {
     const auto call = [&] {
       coupling(torch::ones({2, channels, 5}));
     };
-    EXPECT_THROW(call(), c10::ValueError);
-    EXPECT_TRUE(contains(
-        message_of(call),
-        {"expected at least 2 entries in dim 1 to split into two halves, but "
-         "got ",
-         "input sizes [2, "}));
+    EXPECT_THAT(
+        call,
+        ThrowsError<c10::ValueError>(
+            HasSubstr("expected at least 2 entries in dim 1 to split into two "
+                      "halves, but got "),
+            HasSubstr("input sizes [2, ")));
   }
 }
 
 TEST_F(AdditiveCoupling, RejectsAnUndefinedTensor) {
   memcnn::AdditiveCoupling coupling(Times(1), Times(1));
-  EXPECT_THROW(coupling(torch::Tensor()), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling(torch::Tensor()); }),
-      {"AdditiveCoupling::forward(): expected a tensor, but got an undefined "
-       "one"}));
+  EXPECT_THAT(
+      [&] { coupling(torch::Tensor()); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AdditiveCoupling::forward(): expected a tensor, but got "
+                    "an undefined one")));
 }
 
 TEST_F(AdditiveCoupling, RejectsAWiderDtypeFromABranch) {
@@ -362,13 +369,13 @@ TEST_F(AdditiveCoupling, RejectsAWiderDtypeFromABranch) {
   using Widens = torch::nn::ModuleHolder<WidensImpl>;
   memcnn::AdditiveCoupling coupling(
       Times(1), Widens(std::make_shared<WidensImpl>()));
-  EXPECT_THROW(coupling(torch::ones({2, 4})), c10::TypeError);
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4}));
-      }),
-      {"AdditiveCoupling::forward(): expected G to return no wider dtype than "
-       "its input's Float, but got Double"}));
+      },
+      ThrowsError<c10::TypeError>(
+          HasSubstr("AdditiveCoupling::forward(): expected G to return no "
+                    "wider dtype than its input's Float, but got Double")));
 }
 
 TEST_F(AdditiveCoupling, RejectsABranchThatChangesItsArgument) {
@@ -381,24 +388,25 @@ TEST_F(AdditiveCoupling, RejectsABranchThatChangesItsArgument) {
   using InPlace = torch::nn::ModuleHolder<InPlaceImpl>;
   memcnn::AdditiveCoupling coupling(
       InPlace(std::make_shared<InPlaceImpl>()), Times(1));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({2, 4}));
-      }),
-      {"AdditiveCoupling::forward(): expected F to leave its argument as it "
-       "is, but got a change in place"}));
+      },
+      ThrowsError<c10::Error>(
+          HasSubstr("AdditiveCoupling::forward(): expected F to leave its "
+                    "argument as it is, but got a change in place")));
 }
 
 TEST_F(AdditiveCoupling, NamesTheBranchThatFails) {
   memcnn::AdditiveCoupling coupling(
       torch::nn::Linear(7, 7), torch::nn::Linear(2, 2));
-  EXPECT_TRUE(contains(
-      message_of([&] {
+  EXPECT_THAT(
+      [&] {
         coupling(torch::ones({3, 4}));
-      }),
-      {"in F of AdditiveCoupling::forward(): argument sizes [3, 2], Float, "
-       "cpu, "
-       "split_dim 1"}));
+      },
+      ThrowsError<c10::Error>(
+          HasSubstr("in F of AdditiveCoupling::forward(): argument sizes [3, "
+                    "2], Float, cpu, split_dim 1")));
 }
 
 } // namespace

@@ -2,9 +2,11 @@
 
 #include "../support/invertible_suite.h"
 #include "../support/modules.h"
+#include "../support/throws_error.h"
 #include "../support/tolerances.h"
 #include "../support/twins.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <memcnn/coupling/affine.h>
 #include <memcnn/wrapper.h>
@@ -15,6 +17,8 @@
 #include <vector>
 
 namespace memcnn_test {
+
+using testing::HasSubstr;
 
 struct AffineNaive {
   static constexpr const char* kName = "Naive";
@@ -196,26 +200,28 @@ TEST_F(AffineCoupling, RejectsAnAdapterOfAnotherSplitDim) {
     memcnn::AffineCoupling coupling(adapter(of_f), adapter(of_g), options);
   };
   EXPECT_NO_THROW(make(2, 2));
-  EXPECT_THROW(make(1, 2), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] { make(1, 2); }),
-      {"AffineCoupling::AffineCoupling(): expected the adapter F to have the "
-       "coupling's split_dim, but got 1 (coupling 2). Give both the same "
-       "CouplingOptions."}));
-  EXPECT_TRUE(contains(
-      message_of([&] { make(2, 3); }), {"expected the adapter G", "got 3"}));
+  EXPECT_THAT(
+      [&] { make(1, 2); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineCoupling::AffineCoupling(): expected the adapter F "
+                    "to have the coupling's split_dim, but got 1 (coupling 2). "
+                    "Give both the same CouplingOptions.")));
+  EXPECT_THAT(
+      [&] { make(2, 3); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected the adapter G"), HasSubstr("got 3")));
 }
 
 TEST_F(AffineCoupling, InverseRejectsAScaleOfZero) {
   memcnn::AffineCoupling coupling(Multiples(1, 1), Multiples(1, 1));
   const torch::Tensor y = torch::tensor({{0., 1.}, {2., 3.}});
   EXPECT_NO_THROW(coupling(y));
-  EXPECT_THROW(coupling->inverse(y), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of([&] { coupling->inverse(y); }),
-      {"AffineCoupling::inverse(): expected a scale without zeros, but got one "
-       "with 1",
-       "AffineAdapterSigmoid"}));
+  EXPECT_THAT(
+      [&] { coupling->inverse(y); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("AffineCoupling::inverse(): expected a scale without "
+                    "zeros, but got one with 1"),
+          HasSubstr("AffineAdapterSigmoid")));
 }
 
 TEST_F(AffineCoupling, BackwardOverAScaleOfZeroIsAnError) {
@@ -223,8 +229,10 @@ TEST_F(AffineCoupling, BackwardOverAScaleOfZeroIsAnError) {
       memcnn::AffineCoupling(Multiples(1, 1), Multiples(1, 1)));
   const torch::Tensor x = torch::tensor({{1., 0.}, {2., 3.}}).requires_grad_();
   const torch::Tensor y = block(made_by_a_layer(x)).sum();
-  EXPECT_TRUE(contains(
-      message_of([&] { y.backward(); }), {"expected a scale without zeros"}));
+  EXPECT_THAT(
+      [&] { y.backward(); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected a scale without zeros")));
 }
 
 TEST_F(AffineCoupling, RejectsAScaleOfOtherSizes) {
@@ -235,12 +243,11 @@ TEST_F(AffineCoupling, RejectsAScaleOfOtherSizes) {
   const auto call = [&] {
     coupling(torch::ones({2, 4, 3, 3}));
   };
-  EXPECT_THROW(call(), c10::ValueError);
-  EXPECT_TRUE(contains(
-      message_of(call),
-      {"AffineCoupling::forward(): expected F to return the sizes "
-       "[2, 2, 3, 3] of the half that it updates, but got sizes "
-       "[2, 1, 3, 3]"}));
+  EXPECT_THAT(
+      call,
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "AffineCoupling::forward(): expected F to return the sizes [2, 2, 3, "
+          "3] of the half that it updates, but got sizes [2, 1, 3, 3]")));
 }
 
 } // namespace

@@ -163,29 +163,4 @@ inline torch::Tensor made_by_a_layer(const torch::Tensor& leaf) {
   return leaf * 1.0;
 }
 
-/// The message that `call` throws, without LibTorch's stack trace; empty if it
-/// throws nothing.
-inline std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
-
-inline testing::AssertionResult contains(
-    const std::string& text,
-    std::initializer_list<const char*> parts) {
-  for (const char* part : parts) {
-    if (text.find(part) == std::string::npos) {
-      return testing::AssertionFailure()
-          << "no \"" << part << "\" in: " << (text.empty() ? "nothing" : text);
-    }
-  }
-  return testing::AssertionSuccess();
-}
-
 } // namespace memcnn_test

@@ -4,6 +4,7 @@
 
 #include "support/program.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -16,6 +17,8 @@
 namespace {
 
 using nlohmann::json;
+using testing::HasSubstr;
+using testing::StartsWith;
 
 struct Result : memcnn_test::Result {
   /// stdout, line by line: every line has to be an object.
@@ -63,9 +66,9 @@ class BenchmarkProgram : public memcnn_test::ProgramTest {
 TEST_F(BenchmarkProgram, ExplainsItself) {
   const auto help = run("--help");
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_NE(help.out.find("memcnn_benchmark [OPTIONS]"), std::string::npos);
-  EXPECT_NE(help.out.find("--depth INT"), std::string::npos);
-  EXPECT_EQ(run("--version").out.find("memcnn_benchmark "), 0U);
+  EXPECT_THAT(help.out, HasSubstr("memcnn_benchmark [OPTIONS]"));
+  EXPECT_THAT(help.out, HasSubstr("--depth INT"));
+  EXPECT_THAT(run("--version").out, StartsWith("memcnn_benchmark "));
 }
 
 TEST_F(BenchmarkProgram, RejectsUnknownEngine) {
@@ -78,13 +81,11 @@ TEST_F(BenchmarkProgram, RejectsUnknownEngine) {
 TEST_F(BenchmarkProgram, RejectsUnknownFlag) {
   const auto result = run("--layers 3");
   EXPECT_EQ(result.exit_code, 1);
-  EXPECT_EQ(
-      result.err.find(
-          "memcnn_benchmark: expected arguments out of --help, --version, "
-          "--engines, --depth, "),
-      0U)
-      << result.err;
-  EXPECT_NE(result.err.find(", but got \"--layers\".\n"), std::string::npos);
+  EXPECT_THAT(
+      result.err,
+      StartsWith("memcnn_benchmark: expected arguments out of --help, "
+                 "--version, --engines, --depth, "));
+  EXPECT_THAT(result.err, HasSubstr(", but got \"--layers\".\n"));
   EXPECT_EQ(result.out, "");
 }
 
@@ -137,7 +138,7 @@ TEST_F(BenchmarkProgram, PrintsTable) {
         "fused limit",
         "held MiB",
         " of 3 blocks kept\n"}) {
-    EXPECT_NE(result.out.find(text), std::string::npos) << text;
+    EXPECT_THAT(result.out, HasSubstr(text)) << text;
   }
 }
 
@@ -276,16 +277,15 @@ TEST_F(BenchmarkProgram, ShowsErrorsOfEnginesInTheirRows) {
   ASSERT_EQ(rows.size(), 2U);
   for (const json& row : rows) {
     EXPECT_EQ(row.at("depth"), 3);
-    EXPECT_EQ(
-        row.at("error").get<std::string>().find(
-            "AdditiveCoupling::forward(): expected fractional_bits below 8"),
-        0U)
+    EXPECT_THAT(
+        row.at("error").get<std::string>(),
+        StartsWith(
+            "AdditiveCoupling::forward(): expected fractional_bits below 8"))
         << row;
   }
   const auto table = small(arguments);
   EXPECT_EQ(table.exit_code, 1);
-  EXPECT_NE(table.out.find("\nsequence  error: "), std::string::npos)
-      << table.out;
+  EXPECT_THAT(table.out, HasSubstr("\nsequence  error: "));
 }
 
 } // namespace

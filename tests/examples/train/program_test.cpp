@@ -4,6 +4,7 @@
 
 #include "support/train_program.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -17,15 +18,17 @@ namespace fs = std::filesystem;
 using memcnn_test::read;
 using memcnn_test::Result;
 using memcnn_test::rows;
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
 
 class TrainProgram : public memcnn_test::TrainProgramTest {};
 
 TEST_F(TrainProgram, ExplainsItself) {
   const auto help = train("--help");
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_NE(
-      help.out.find("memcnn_train [OPTIONS] MODEL DATASET"), std::string::npos);
-  EXPECT_NE(help.out.find("--iterations INT=80000"), std::string::npos);
+  EXPECT_THAT(help.out, HasSubstr("memcnn_train [OPTIONS] MODEL DATASET"));
+  EXPECT_THAT(help.out, HasSubstr("--iterations INT=80000"));
   const auto version = train("--version");
   EXPECT_EQ(version.exit_code, 0);
   EXPECT_TRUE(std::regex_match(
@@ -49,12 +52,11 @@ TEST_F(TrainProgram, RejectsUnknownDataSet) {
 TEST_F(TrainProgram, RejectsUnknownFlag) {
   const auto result = train("revnet38 synthetic --depth 3");
   EXPECT_EQ(result.exit_code, 1);
-  EXPECT_EQ(
-      result.err.find("memcnn_train: expected arguments out of MODEL, DATASET, "
-                      "--help, --version, --iterations, "),
-      0U)
-      << result.err;
-  EXPECT_NE(result.err.find(", but got \"--depth\".\n"), std::string::npos);
+  EXPECT_THAT(
+      result.err,
+      StartsWith("memcnn_train: expected arguments out of MODEL, DATASET, "
+                 "--help, --version, --iterations, "));
+  EXPECT_THAT(result.err, HasSubstr(", but got \"--depth\".\n"));
 }
 
 TEST_F(TrainProgram, RejectsMissingArgument) {
@@ -187,12 +189,11 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
         "revnet38 on synthetic, engine sequence, batches of 4 on cpu",
         "held after forward (MiB)",
         "results: results/revnet38-synthetic/results.json"}) {
-    EXPECT_NE(result.out.find(line), std::string::npos) << line;
+    EXPECT_THAT(result.out, HasSubstr(line)) << line;
   }
   const auto results = directory_ / "results" / "revnet38-synthetic";
   EXPECT_TRUE(fs::exists(results / "checkpoint.pt"));
-  EXPECT_NE(
-      read(results / "results.json").find("\"comparison\""), std::string::npos);
+  EXPECT_THAT(read(results / "results.json"), HasSubstr("\"comparison\""));
 }
 
 TEST_F(TrainProgram, PlainAndReversiblePrintTheSameFirstLosses) {
@@ -238,10 +239,8 @@ TEST_F(TrainProgram, TrainsInBfloat16) {
         model + " synthetic --iterations 2 --results-dir exact" + model);
     EXPECT_NE(rows(result.out), rows(exact.out));
     const auto written = read(directory_ / model / "results.json");
-    EXPECT_NE(written.find("\"amp\": true"), std::string::npos);
-    EXPECT_NE(
-        written.find("\"memory_format\": \"channels-last\""),
-        std::string::npos);
+    EXPECT_THAT(written, HasSubstr("\"amp\": true"));
+    EXPECT_THAT(written, HasSubstr("\"memory_format\": \"channels-last\""));
   }
 }
 
@@ -258,7 +257,7 @@ TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
         "\"checkpoint_transitions\": true",
         "\"amp\": false",
         "\"memory_format\": \"channels-last\""}) {
-    EXPECT_NE(written.find(setting), std::string::npos) << setting;
+    EXPECT_THAT(written, HasSubstr(setting)) << setting;
   }
 }
 
@@ -273,9 +272,7 @@ TEST_F(TrainProgram, EvaluatesSavedWeights) {
   const auto trained = short_run(
       "revnet38 synthetic --iterations 2 --save-weights a/folder/trained.pt");
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
-  EXPECT_NE(
-      trained.out.find("\nweights: a/folder/trained.pt\n"), std::string::npos)
-      << trained.out;
+  EXPECT_THAT(trained.out, HasSubstr("\nweights: a/folder/trained.pt\n"));
 
   const auto loaded = short_run(
       "revnet38 synthetic --iterations 0 --load-weights a/folder/trained.pt "
@@ -283,7 +280,7 @@ TEST_F(TrainProgram, EvaluatesSavedWeights) {
   ASSERT_EQ(loaded.exit_code, 0) << loaded.err;
   EXPECT_EQ(rows(loaded.out).size(), 1U);
   EXPECT_EQ(evaluation(loaded), evaluation(trained));
-  EXPECT_EQ(loaded.out.find("time per step"), std::string::npos);
+  EXPECT_THAT(loaded.out, Not(HasSubstr("time per step")));
   EXPECT_EQ(
       read(directory_ / "again.pt"),
       read(directory_ / "a" / "folder" / "trained.pt"));
@@ -308,11 +305,10 @@ TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
   fs::remove(directory_ / "start.pt");
   const auto again = short_run(run + "--seed 1 --results-dir first");
   EXPECT_EQ(again.exit_code, 0) << again.err;
-  EXPECT_EQ(
-      again.out.find("going on from first/checkpoint.pt at iteration 2\n"
-                     "not reading start.pt: the run started from it\n"),
-      0U)
-      << again.out;
+  EXPECT_THAT(
+      again.out,
+      StartsWith("going on from first/checkpoint.pt at iteration 2\n"
+                 "not reading start.pt: the run started from it\n"));
   EXPECT_EQ(evaluation(again), evaluation(first));
 
   // A run that has started elsewhere is another run.

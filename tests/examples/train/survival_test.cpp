@@ -5,6 +5,7 @@
 
 #include "support/train_program.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -35,6 +36,8 @@ using memcnn_test::read;
 using memcnn_test::rows;
 using memcnn_test::write;
 using nlohmann::json;
+using testing::HasSubstr;
+using testing::StartsWith;
 
 /// What a log says, but for what depends on the speed of the machine.
 std::vector<json> log_of(const fs::path& directory) {
@@ -154,13 +157,12 @@ TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
         " > rows & until grep -q loss rows; do sleep 0.05; done; kill -" +
         std::to_string(signal) + " $!; wait $!; code=$?; cat rows; exit $code");
     EXPECT_EQ(first.exit_code, 128 + signal) << first.err;
-    EXPECT_NE(first.out.find("stopped at iteration "), std::string::npos);
+    EXPECT_THAT(first.out, HasSubstr("stopped at iteration "));
     const auto second = train(run + " --results-dir " + parts);
     EXPECT_EQ(second.exit_code, 0) << second.err;
-    EXPECT_EQ(
-        second.out.find(
-            "going on from " + parts + "/checkpoint.pt at iteration "),
-        0U);
+    EXPECT_THAT(
+        second.out,
+        StartsWith("going on from " + parts + "/checkpoint.pt at iteration "));
     auto both = rows(first.out);
     for (const auto& row : rows(second.out)) {
       both.push_back(row);
@@ -212,7 +214,7 @@ TEST_P(EveryNetwork, StartsTrainsStopsGoesOnAndReports) {
       shell("'" + python + "' '" MEMCNN_REPORT "' whole results/*");
   EXPECT_EQ(report.exit_code, 0) << report.err;
   const auto page = read(directory_ / "report.html");
-  EXPECT_NE(page.find("finished"), std::string::npos);
+  EXPECT_THAT(page, HasSubstr("finished"));
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -363,11 +365,9 @@ TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
 
   const auto second = train(six_steps() + " --from-previous");
   EXPECT_EQ(second.exit_code, 0) << second.err;
-  EXPECT_EQ(
-      second.out.find("going on from here/checkpoint.previous.pt at iteration "
-                      "3\n"),
-      0U)
-      << second.out;
+  EXPECT_THAT(
+      second.out,
+      StartsWith("going on from here/checkpoint.previous.pt at iteration 3\n"));
   EXPECT_EQ(log_of(directory_ / "here"), log);
   EXPECT_EQ(rows(second.out).size(), 4U);
 }

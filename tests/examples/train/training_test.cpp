@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 
 #include <memcnn/allocation_meter.h>
+#include "support/throws_error.h"
 #include "train/data/data_set.h"
 #include "train/run/checkpoint.h"
 #include "train/step/network.h"
 #include "train/step/trainer.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -21,6 +23,11 @@
 
 namespace {
 
+using memcnn_test::ThrowsError;
+using testing::HasSubstr;
+using testing::StartsWith;
+using testing::StrEq;
+using testing::ThrowsMessage;
 using namespace training;
 
 int64_t parameter_count(const std::string& model, int64_t num_classes) {
@@ -46,15 +53,11 @@ TEST(Networks, HaveThePublishedNumberOfParameters) {
 
 TEST(Networks, RejectUnknownNames) {
   EXPECT_THROW(resnet::named("resnet33"), c10::ValueError);
-  try {
-    revnet::named("revnet39");
-    FAIL();
-  } catch (const c10::ValueError& error) {
-    EXPECT_STREQ(
-        error.what_without_backtrace(),
-        "revnet::named(): expected a name out of revnet38 revnet110 revnet164, "
-        "but got \"revnet39\".");
-  }
+  EXPECT_THAT(
+      [] { revnet::named("revnet39"); },
+      ThrowsError<c10::ValueError>(
+          StrEq("revnet::named(): expected a name out of revnet38 revnet110 "
+                "revnet164, but got \"revnet39\".")));
 }
 
 TEST(Networks, RejectUnequalGroups) {
@@ -239,19 +242,18 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(RevNet, PrintsItsOptions) {
   std::ostringstream text;
   text << *revnet::RevNet(revnet::named("revnet164").fractional_bits(12));
-  EXPECT_EQ(
-      text.str().find(
-          "revnet::RevNet(num_classes=10, stem=32, widths=[32, 64, 128], "
-          "blocks=[9, 9, 9], bottleneck=true, engine=sequence, "
-          "fractional_bits=12, memory_budget=0, checkpoint_transitions=false)"),
-      0U);
+  EXPECT_THAT(
+      text.str(),
+      StartsWith("revnet::RevNet(num_classes=10, stem=32, widths=[32, 64, "
+                 "128], blocks=[9, 9, 9], bottleneck=true, engine=sequence, "
+                 "fractional_bits=12, memory_budget=0, "
+                 "checkpoint_transitions=false)"));
   text.str("");
   text << *resnet::ResNet(resnet::named("resnet32"));
-  EXPECT_EQ(
-      text.str().find(
-          "resnet::ResNet(num_classes=10, stem=16, widths=[16, 32, 64], "
-          "blocks=[5, 5, 5], bottleneck=false)"),
-      0U);
+  EXPECT_THAT(
+      text.str(),
+      StartsWith("resnet::ResNet(num_classes=10, stem=16, widths=[16, 32, 64], "
+                 "blocks=[5, 5, 5], bottleneck=false)"));
 }
 
 /// Bytes that a network holds after forward.
@@ -339,13 +341,8 @@ class CifarReader : public testing::Test {
     }
   }
 
-  std::string message() {
-    try {
-      read_cifar(files_, directory_.string());
-    } catch (const support::Error& error) {
-      return error.what();
-    }
-    return "no error";
+  DataSet read() {
+    return read_cifar(files_, directory_.string());
   }
 
   std::filesystem::path directory_;
@@ -354,7 +351,7 @@ class CifarReader : public testing::Test {
 };
 
 TEST_F(CifarReader, ReadsLabelsAndPixels) {
-  const auto data = read_cifar(files_, directory_.string());
+  const auto data = read();
   EXPECT_EQ(data.num_classes, 10);
   EXPECT_TRUE(torch::equal(data.train.labels, torch::tensor({3, 9})));
   EXPECT_TRUE(torch::equal(data.test.labels, torch::tensor({1})));
@@ -369,22 +366,25 @@ TEST_F(CifarReader, FindsTheFolderOfTheArchive) {
     std::filesystem::rename(
         directory_ / name, directory_ / "tiny-folder" / name);
   }
-  EXPECT_EQ(message(), "no error");
+  EXPECT_NO_THROW(read());
 }
 
 TEST_F(CifarReader, NamesMissingTruncatedAndCorruptFiles) {
   write("test.bin", {10}, 0);
-  EXPECT_NE(
-      message().find("test.bin to be below 10, but record 0 has 10"),
-      std::string::npos);
+  EXPECT_THAT(
+      [this] { read(); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("test.bin to be below 10, but record 0 has 10")));
   std::filesystem::resize_file(directory_ / "test.bin", 3073);
-  EXPECT_NE(
-      message().find("test.bin to have 3074 bytes, but it has 3073"),
-      std::string::npos);
+  EXPECT_THAT(
+      [this] { read(); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("test.bin to have 3074 bytes, but it has 3073")));
   std::filesystem::remove(directory_ / "test.bin");
-  EXPECT_NE(
-      message().find("test.bin to be a file of 3074 bytes, but there is none"),
-      std::string::npos);
+  EXPECT_THAT(
+      [this] { read(); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("test.bin to be a file of 3074 bytes, but there is none")));
 }
 
 TEST(Synthetic, IsDeterministicAndBalanced) {

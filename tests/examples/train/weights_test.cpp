@@ -4,6 +4,7 @@
 #include "train/weights/python_weights.h"
 
 #include <caffe2/serialize/inline_container.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -23,6 +24,10 @@
 namespace {
 
 using namespace training;
+using testing::HasSubstr;
+using testing::StartsWith;
+using testing::StrEq;
+using testing::ThrowsMessage;
 
 std::string reference(const std::string& name) {
   return std::string(MEMCNN_TEST_DATA_DIR) + "/weights/" + name;
@@ -85,10 +90,6 @@ torch::Tensor wave(at::IntArrayRef sizes, double phase) {
   const auto sines =
       torch::sin(torch::arange(count).to(torch::kFloat64) + phase);
   return torch::sin(1e4 * sines).view(sizes);
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 bool ends_with(const std::string& text, const std::string& ending) {
@@ -300,10 +301,10 @@ TEST(PythonWeights, RejectMissingEntries) {
       "expected FILE to have all weights of revnet38, but it lacks "
       "\"layer3.0.basicblock_sub.conv1.weight\" and 1 more. Give the file of a "
       "revnet38.");
-  EXPECT_EQ(
-      message_after([](StateDict& state) { state.clear(); }).substr(0, 78),
-      "expected FILE to have all weights of revnet38, but it lacks "
-      "\"conv1.weight\" and");
+  EXPECT_THAT(
+      message_after([](StateDict& state) { state.clear(); }),
+      StartsWith("expected FILE to have all weights of revnet38, but it lacks "
+                 "\"conv1.weight\" and"));
 }
 
 TEST(PythonWeights, RejectUnexpectedEntries) {
@@ -415,12 +416,11 @@ TEST(WriteStateDict, KeepsDtypesAndValues) {
 }
 
 TEST(WriteStateDict, RejectsAPlaceWhereNothingCanBeWritten) {
-  const auto text =
-      message([] { write_state_dict("/nowhere/weights.pt", StateDict()); });
-  EXPECT_TRUE(contains(
-      text,
-      "expected /nowhere/weights.pt to be writable, but writing it failed"))
-      << text;
+  EXPECT_THAT(
+      [] { write_state_dict("/nowhere/weights.pt", StateDict()); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("expected /nowhere/weights.pt to be writable, but writing "
+                    "it failed")));
 }
 
 /// Writes an archive of torch.save() with any pickle in it.
@@ -456,31 +456,31 @@ TEST(ReadStateDict, RunsNothing) {
       "\x80\x02"
       "cposix\nsystem\nX" +
       std::string("\x06\0\0\0", 4) + "touch " + "\x85R.");
-  EXPECT_TRUE(
-      contains(text, "it needs Python's posix.system, which is not run"))
-      << text;
-  EXPECT_TRUE(contains(
-      message([] { read_state_dict(reference("whole_module.pt")); }),
-      "whole_module.pt to hold a dict of tensors, but it needs Python's "
-      "torch.nn.modules.linear.Linear, which is not run. Write it with "
-      "torch.save(model.state_dict(), file)."));
+  EXPECT_THAT(
+      text, HasSubstr("it needs Python's posix.system, which is not run"));
+  EXPECT_THAT(
+      [] { read_state_dict(reference("whole_module.pt")); },
+      ThrowsMessage<support::Error>(HasSubstr(
+          "whole_module.pt to hold a dict of tensors, but it needs Python's "
+          "torch.nn.modules.linear.Linear, which is not run. Write it with "
+          "torch.save(model.state_dict(), file).")));
 }
 
 TEST(ReadStateDict, RejectsPicklesOfOtherThings) {
   // INST, which makes an object
-  EXPECT_TRUE(contains(
+  EXPECT_THAT(
       message_for_pickle("(iposix\nsystem\n."),
-      "its pickle has the opcode 105, which that does not need"));
-  EXPECT_TRUE(contains(
+      HasSubstr("its pickle has the opcode 105, which that does not need"));
+  EXPECT_THAT(
       message_for_pickle("K\x01."), // 1
-      "to hold a dict of tensors, but it holds something else"));
-  EXPECT_TRUE(contains(
+      HasSubstr("to hold a dict of tensors, but it holds something else"));
+  EXPECT_THAT(
       message_for_pickle("}(K\x01K\x02u."), // {1: 2}
-      "to be a named tensor, but one has no name"));
-  EXPECT_TRUE(contains(
+      HasSubstr("to be a named tensor, but one has no name"));
+  EXPECT_THAT(
       message_for_pickle("}(\x8c\x05"
                          "epochK\x02u."), // {"epoch": 2}
-      "to be a named tensor, but \"epoch\" is none"));
+      HasSubstr("to be a named tensor, but \"epoch\" is none"));
 }
 
 /// {"a": a tensor of the 8 bytes of data/0}
@@ -520,7 +520,7 @@ TEST(ReadStateDict, RejectsTensorsBeyondTheirStorage) {
         one_tensor("FloatStorage", 2, 1, {2}, {-1}),
         one_tensor("FloatStorage", 2, 0, {-1}, {1}),
         one_tensor("FloatStorage", 2, 0, {2}, {1, 1})}) {
-    EXPECT_TRUE(contains(message_for_pickle(pickle), "it cannot be read"));
+    EXPECT_THAT(message_for_pickle(pickle), HasSubstr("it cannot be read"));
   }
 }
 
@@ -549,7 +549,7 @@ TEST(ReadStateDict, RejectsDamagedPickles) {
   // Cut anywhere: an error, and no crash.
   for (size_t length = 0; length < whole.size(); ++length) {
     const auto text = message_for_changed(original, whole.substr(0, length));
-    EXPECT_TRUE(contains(text, "its pickle is corrupt")) << length << text;
+    EXPECT_THAT(text, HasSubstr("its pickle is corrupt")) << length;
   }
   // With any byte changed: no crash, and no other kind of exception.
   for (size_t index = 0; index < whole.size(); ++index) {
@@ -576,7 +576,7 @@ TEST(ReadStateDict, RejectsDamagedPickles) {
         "X\xff\xff\xff\xff",
         "c\n",
         "K\x01K\x01s."}) {
-    EXPECT_TRUE(contains(message_for_pickle(pickle), "its pickle is corrupt"))
+    EXPECT_THAT(message_for_pickle(pickle), HasSubstr("its pickle is corrupt"))
         << pickle;
   }
 }
@@ -586,27 +586,31 @@ TEST(ReadStateDict, RejectsDamagedFiles) {
   const TemporaryFile file;
   for (const size_t length : {size_t{0}, size_t{100}, whole.size() - 1}) {
     std::ofstream(file.path(), std::ios::binary) << whole.substr(0, length);
-    EXPECT_EQ(
-        message([&] { read_state_dict(file.path()); }),
-        "expected " + file.path() +
+    EXPECT_THAT(
+        [&] { read_state_dict(file.path()); },
+        ThrowsMessage<support::Error>(StrEq(
+            "expected " + file.path() +
             " to be a whole file of torch.save(), but it cannot be read: it is "
             "truncated, corrupt, or something else. Write it anew with "
-            "torch.save(model.state_dict(), file).");
+            "torch.save(model.state_dict(), file).")));
   }
 }
 
 TEST(ReadStateDict, RejectsMissingFilesAndFoldersAndOldFormats) {
-  EXPECT_EQ(
-      message([] { read_state_dict("/nowhere/weights.pt"); }),
-      "expected /nowhere/weights.pt to be a file of weights, but there is no "
-      "such file.");
-  EXPECT_TRUE(contains(
-      message([] { read_state_dict(MEMCNN_TEST_DATA_DIR); }),
-      "but there is no such file"));
-  EXPECT_TRUE(contains(
-      message([] { read_state_dict(reference("before_1_6.pt")); }),
-      "before_1_6.pt to be in the format of torch 1.6 or later, but it is in "
-      "the one before. Load it with torch.load() in Python and write it anew"));
+  EXPECT_THAT(
+      [] { read_state_dict("/nowhere/weights.pt"); },
+      ThrowsMessage<support::Error>(
+          StrEq("expected /nowhere/weights.pt to be a file of weights, but "
+                "there is no such file.")));
+  EXPECT_THAT(
+      [] { read_state_dict(MEMCNN_TEST_DATA_DIR); },
+      ThrowsMessage<support::Error>(HasSubstr("but there is no such file")));
+  EXPECT_THAT(
+      [] { read_state_dict(reference("before_1_6.pt")); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("before_1_6.pt to be in the format of torch 1.6 or later, "
+                    "but it is in the one before. Load it with torch.load() in "
+                    "Python and write it anew")));
 }
 
 TEST(ReadStateDict, TakesTheStateDictOutOfACheckpoint) {
@@ -627,20 +631,21 @@ TEST(ReadStateDict, RejectsBigEndianFiles) {
     archive.writeRecord("byteorder", "big", 3);
     archive.writeEndOfFile();
   }
-  EXPECT_TRUE(contains(
-      message([&] { read_state_dict(file.path()); }),
-      "to be of a little-endian machine, but it is of a big-endian one"));
+  EXPECT_THAT(
+      [&] { read_state_dict(file.path()); },
+      ThrowsMessage<support::Error>(HasSubstr(
+          "to be of a little-endian machine, but it is of a big-endian one")));
 }
 
 TEST(ReadStateDict, TakesPartOfItselfForWhatItIs) {
   // A dict that holds itself, and tuples in tuples in tuples.
-  EXPECT_TRUE(contains(
+  EXPECT_THAT(
       message_for_pickle("}q\x01\x8c\x01"
                          "ah\x01s."),
-      "\"a\" is none"));
-  EXPECT_TRUE(contains(
+      HasSubstr("\"a\" is none"));
+  EXPECT_THAT(
       message_for_pickle(")" + std::string(1000000, '\x85') + "."),
-      "holds something else"));
+      HasSubstr("holds something else"));
 }
 
 } // namespace
