@@ -7,10 +7,10 @@
 #include "benchmark/measurement.h"
 #include "benchmark/network.h"
 #include "benchmark/step.h"
+#include "support/error.h"
 #include "support/median.h"
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 #include <torch/nn.h>
 #include <torch/types.h>
 #include <torch/utils.h>
@@ -135,10 +135,8 @@ class Contest {
     }
     try {
       fn();
-    } catch (const c10::Error& error) {
-      contender.result.error = error.what_without_backtrace();
     } catch (const std::exception& error) {
-      contender.result.error = error.what();
+      contender.result.error = support::message_of(error);
     }
   }
 
@@ -236,8 +234,8 @@ class Contest {
     if (plain().failed()) {
       return;
     }
-    const double forward = median_of(plain().times, forward_of);
-    const double backward = median_of(plain().times, backward_of);
+    const double forward = median_of(plain().times, &StepTime::forward);
+    const double backward = median_of(plain().times, &StepTime::backward);
     for (Contender& contender : contenders_) {
       Measurement& result = contender.result;
       if (result.failed()) {

@@ -5,12 +5,13 @@
 #include "benchmark/command_line.h"
 #include "benchmark/config.h"
 #include "benchmark/contest.h"
-#include "benchmark/report.h"
+#include "benchmark/json_lines.h"
+#include "benchmark/table.h"
 #include "support/allocator.h"
 #include "support/error.h"
 
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
+#include <fmt/format.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -60,11 +61,8 @@ int main(int argc, const char** argv) {
   try {
     const auto config = benchmark::parse_command_line(argc, argv);
     return config ? run(*config) : 0;
-  } catch (const c10::Error& error) {
-    std::fprintf(
-        stderr, "memcnn_benchmark: %s\n", error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "memcnn_benchmark: %s\n", error.what());
+    fmt::print(stderr, "memcnn_benchmark: {}\n", support::message_of(error));
+    return 1;
   }
-  return 1;
 }

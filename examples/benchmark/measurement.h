@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -43,27 +44,14 @@ struct Measurement {
   }
 };
 
-/// The median of what `pick` takes of each time.
-template <class Pick>
-double median_of(const std::vector<StepTime>& times, const Pick& pick) {
+/// The median of one member of the times, a value or a function.
+template <class Member>
+double median_of(const std::vector<StepTime>& times, Member member) {
   std::vector<double> values;
   for (const StepTime& time : times) {
-    values.push_back(pick(time));
+    values.push_back(std::invoke(member, time));
   }
   return support::median(std::move(values));
-}
-
-inline double forward_of(const StepTime& time) {
-  return time.forward;
-}
-inline double backward_of(const StepTime& time) {
-  return time.backward;
-}
-inline double enqueue_of(const StepTime& time) {
-  return time.enqueue;
-}
-inline double step_of(const StepTime& time) {
-  return time.step();
 }
 
 } // namespace benchmark

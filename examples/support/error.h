@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <c10/util/Exception.h>
+
+#include <exception>
 #include <stdexcept>
+#include <string>
 
 namespace support {
 
@@ -12,5 +16,11 @@ namespace support {
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// What an error says to the user: of LibTorch's, without the backtrace.
+inline std::string message_of(const std::exception& error) {
+  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+  return of_torch ? of_torch->what_without_backtrace() : error.what();
+}
 
 } // namespace support

@@ -3,11 +3,12 @@
 // memcnn_train MODEL DATASET: trains the networks of resnet.h and revnet.h.
 
 #include "support/allocator.h"
+#include "support/error.h"
 #include "train/base/command_line.h"
 #include "train/run/interrupt.h"
 #include "train/run/train.h"
 
-#include <c10/util/Exception.h>
+#include <fmt/format.h>
 
 #include <cstdio>
 #include <exception>
@@ -21,10 +22,8 @@ int main(int argc, const char** argv) {
     }
     training::catch_interrupts();
     return training::train(*config);
-  } catch (const c10::Error& error) {
-    std::fprintf(stderr, "memcnn_train: %s\n", error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "memcnn_train: %s\n", error.what());
+    fmt::print(stderr, "memcnn_train: {}\n", support::message_of(error));
+    return 1;
   }
-  return 1;
 }

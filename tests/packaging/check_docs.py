@@ -34,6 +34,7 @@ STRING = r'"(?:\\.|[^"\\])*"'
 CALL = re.compile(
     r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*Error)\s*\("
 )
+PLACE = r"\{[^{}]*\}"  # of a value in a pattern of fmt::format()
 HOLE = None  # a part of a message that is filled in when it is raised
 
 
@@ -82,11 +83,15 @@ def cpp_messages(text):
     text = without_comments(text)
     for call in CALL.finditer(text):
         if call[1].startswith("throw"):
-            # A sum of strings: only what is between quotes is fixed, and of two
-            # alternatives the page may show each by itself.
+            # A sum of strings and of fmt::format()'s patterns: only what is
+            # between quotes and not in braces is fixed, and of two alternatives
+            # the page may show each by itself.
             argument = ",".join(arguments(text, call.end()))
             for literal in re.findall(rf"{STRING}(?:\s*{STRING})*", argument):
-                yield [content(literal)]
+                yield [
+                    HOLE if re.fullmatch(PLACE, part) else part
+                    for part in re.split(f"({PLACE})", content(literal))
+                ]
             continue
         parts = arguments(text, call.end())
         if call[1] != "c10::str":

@@ -1,80 +1,230 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/command_line.h"
 #include "support/error.h"
-#include "support/version.h"
 #include "train/base/config.h"
 #include "train/data/data_set.h"
 #include "train/step/network.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
+#include <iterator>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 namespace training {
 
 namespace detail {
 
-inline std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (const auto& word : words) {
-    text += (text.empty() ? "" : ", ") + word;
-  }
-  return text;
+using support::count_from;
+using support::not_negative;
+
+/// What saves memory, or looks at what that does: not for a plain network.
+inline std::vector<std::string> saving_options() {
+  return {
+      "--engine",
+      "--memory-budget",
+      "--keep-transitions",
+      "--check-inverse",
+      "--compare-plain"};
 }
 
-inline std::string known_flags(const CLI::App& app) {
-  std::vector<std::string> flags;
-  for (const CLI::Option* option : app.get_options()) {
-    for (const auto& name : option->get_lnames()) {
-      flags.push_back("--" + name);
+inline void add_recipe(CLI::App& app, Config& config) {
+  app.option_defaults()->group("The recipe");
+  app.add_option(
+         "--iterations",
+         config.iterations,
+         "Training steps in all; 0: evaluate only")
+      ->check(count_from(0));
+  app.add_option("--batch-size", config.batch_size, "Images per step")
+      ->check(count_from(2));
+  app.add_option(
+         "--learning-rate",
+         config.learning_rate,
+         "Learning rate; a tenth of it from 1/2, a hundredth from 3/4 of the "
+         "iterations on")
+      ->check(not_negative());
+  app.add_option("--weight-decay", config.weight_decay, "Weight decay")
+      ->check(not_negative());
+  // Any seed but those that a number too large for it would be cut to.
+  constexpr uint64_t kLargestSeed = std::numeric_limits<int64_t>::max();
+  app.add_option(
+         "--seed", config.seed, "Seed of weights, image order and augmentation")
+      ->check(CLI::Range(kLargestSeed).description(""));
+  app.add_option(
+      "--load-weights",
+      config.load_weights,
+      "Start from the weights in this file, a state dict written by "
+      "torch.save() from Python MemCNN's network, or by --save-weights "
+      "(default: random weights)");
+}
+
+inline void add_computation(CLI::App& app, Config& config) {
+  app.option_defaults()->group("How a step is computed");
+  app.add_option(
+         "--engine",
+         config.engine,
+         "What saves the memory of a reversible network")
+      ->check(CLI::IsMember(engine_names()));
+  app.add_option(
+         "--memory-budget",
+         config.memory_budget,
+         "MiB of activations that the sequence engine may keep in each of the "
+         "three groups of blocks, to save their recomputation")
+      ->check(count_from(0));
+  app.add_flag_callback(
+      "--keep-transitions",
+      [&config] { config.checkpoint_transitions = false; },
+      "Keep the activations of down-sampling blocks, which takes twice the "
+      "memory and a little less time");
+  constexpr int64_t kMostFractionalBits = 23; // of float32's 24
+  app.add_option(
+         "--fractional-bits",
+         config.fractional_bits,
+         "Compute reversible blocks in multiples of 2^-INT, 12 to 16, so that "
+         "they are undone exactly: every engine, and --plain, then prints the "
+         "same losses (default: no rounding)")
+      ->check(CLI::Range(kMostFractionalBits).description(""));
+  app.add_flag(
+      "--amp",
+      config.amp,
+      "Compute in bfloat16 where that is accurate enough (automatic mixed "
+      "precision)");
+  app.add_option(
+         "--memory-format",
+         config.memory_format,
+         "How images and weights of convolutions lie in memory")
+      ->check(CLI::IsMember(memory_format_names()));
+  app.add_flag_callback(
+      "--no-cuda",
+      [&config] { config.use_cuda = false; },
+      "Stay on the CPU where a GPU is present");
+  constexpr int kMostThreads = 1024;
+  app.add_option(
+         "--threads", config.threads, "Threads on the CPU; 0: one per core")
+      ->check(CLI::Range(kMostThreads).description(""));
+}
+
+inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
+  app.option_defaults()->group("Comparison with plain autograd");
+  CLI::Option* plain_option = app.add_flag(
+      "--plain",
+      plain,
+      "Train the same network with plain autograd, to compare with");
+  app.add_option(
+         "--check-inverse",
+         config.check_inverse,
+         "Steps between two checks of a batch, with a warning where it "
+         "matters: how far off inputs are that blocks rebuild, and gradients "
+         "from plain autograd's. Takes the time of three steps and less memory "
+         "than a plain one; 0: never")
+      ->check(count_from(0));
+  app.add_option(
+         "--compare-plain",
+         config.compare_plain,
+         "At the end, train the network and its plain twin for this many steps "
+         "each and print their memory and time side by side")
+      ->check(count_from(0));
+  for (const std::string& option : saving_options()) {
+    plain_option->excludes(app.get_option(option));
+  }
+}
+
+inline void add_files(CLI::App& app, Config& config) {
+  app.option_defaults()->group("Files");
+  app.add_option(
+      "--data-dir",
+      config.data_dir,
+      "Folder of the data set's files (default: where the build targets "
+      "download_cifar10 and download_cifar100 put them)");
+  app.add_option(
+      "--results-dir",
+      config.results_dir,
+      "Folder for run.json, log.jsonl, results.json and checkpoint.pt "
+      "(default: results/MODEL-DATASET)");
+  app.add_option(
+      "--save-weights",
+      config.save_weights,
+      "At the end, write the weights to this file, for Python's torch.load() "
+      "and load_state_dict()");
+  app.add_option(
+         "--checkpoint-every",
+         config.checkpoint_every,
+         "Steps between two checkpoints; 0: at the end only")
+      ->check(count_from(0));
+  CLI::Option* fresh = app.add_flag(
+      "--fresh", config.fresh, "Start anew, over an old checkpoint");
+  app.add_flag(
+         "--from-previous",
+         config.from_previous,
+         "Go on from the checkpoint before the last one, where that is damaged")
+      ->excludes(fresh);
+}
+
+inline void add_reports(CLI::App& app, Config& config) {
+  app.option_defaults()->group("What is reported");
+  app.add_option("--log-every", config.log_every, "Steps between two rows")
+      ->check(count_from(1));
+  app.add_option(
+         "--evaluate-every",
+         config.evaluate_every,
+         "Steps between two evaluations on the test images; 0: at the end only")
+      ->check(count_from(0));
+  app.add_option(
+         "--test-images",
+         config.test_images,
+         "Evaluate on the first of the test images only; 0: on all")
+      ->check(count_from(0));
+}
+
+/// What CLI11 cannot know: that some options depend on what others say.
+inline void check_combination(const CLI::App& app, const Config& config) {
+  if (config.memory_budget > 0 && config.engine != "sequence") {
+    throw support::Error(fmt::format(
+        "expected --engine to be sequence with --memory-budget, but got "
+        "\"{}\".",
+        config.engine));
+  }
+  if (is_reversible(config.model)) {
+    return;
+  }
+  std::vector<std::string> reversible;
+  const auto& names = model_names();
+  std::copy_if(
+      names.begin(),
+      names.end(),
+      std::back_inserter(reversible),
+      is_reversible);
+  auto needless = saving_options();
+  needless.push_back("--fractional-bits");
+  for (const std::string& option : needless) {
+    if (app.count(option) > 0) {
+      throw support::Error(fmt::format(
+          "expected MODEL to be one of {} with {}, but got \"{}\", which is "
+          "plain as it is.",
+          fmt::join(reversible, ", "),
+          option,
+          config.model));
     }
   }
-  return joined(flags);
 }
 
-/// Accepts numbers of a type in a range; `described` says it in words.
-template <class T>
-CLI::Validator between(T least, T most, const std::string& described) {
-  return CLI::Validator(
-      [=](const std::string& text) {
-        std::istringstream stream(text);
-        T value{};
-        if (stream >> value && stream.peek() == EOF && value >= least &&
-            value <= most) {
-          return std::string();
-        }
-        return (std::is_integral_v<T> ? "a whole number " : "a number ") +
-            described + ", but got \"" + text + "\"";
-      },
-      "");
-}
-
-/// Accepts numbers of a type from `least` on.
-template <class T>
-CLI::Validator at_least(T least) {
-  std::ostringstream described;
-  described << "of at least " << least;
-  return between(least, std::numeric_limits<T>::max(), described.str());
-}
-
-inline void check_name(
-    const char* what,
-    const std::string& name,
-    const std::vector<std::string>& known) {
-  if (std::find(known.begin(), known.end(), name) == known.end()) {
-    throw support::Error(
-        std::string("expected ") + what + " to be one of " + joined(known) +
-        ", but got \"" + name + "\".");
-  }
+/// Beside those of other models, data sets and engines.
+inline std::string default_results_dir(const Config& config) {
+  const bool usual =
+      !is_reversible(config.model) || config.engine == Config().engine;
+  return fmt::format(
+      "results/{}-{}{}",
+      config.model,
+      config.dataset,
+      usual ? "" : "-" + config.engine);
 }
 
 } // namespace detail
@@ -85,217 +235,34 @@ inline void check_name(
 /// Throws:   Error if an argument is missing, unknown or out of range.
 inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   Config config;
+  bool plain = false;
   CLI::App app(
       "Trains a residual network (resnet...) or a reversible one (revnet...) "
       "on small images,\nand says what that takes in memory. Goes on from the "
       "last checkpoint of the same run, if\nthere is one. Ctrl-C finishes the "
       "step, writes a checkpoint and stops.",
       "memcnn_train");
-  app.set_version_flag("--version", "memcnn_train " + support::version());
-  app.option_defaults()->always_capture_default();
-
-  app.add_option("MODEL", config.model, detail::joined(model_names()))
-      ->required();
-  app.add_option("DATASET", config.dataset, detail::joined(dataset_names()))
-      ->required();
-
-  app.add_option(
-         "--iterations",
-         config.iterations,
-         "Training steps in all; 0: evaluate only")
-      ->check(detail::at_least<int64_t>(0));
-  app.add_option("--batch-size", config.batch_size, "Images per step")
-      ->check(detail::at_least<int64_t>(2));
-  app.add_option(
-         "--learning-rate",
-         config.learning_rate,
-         "Learning rate; a tenth of it from 1/2, a hundredth from 3/4 of the "
-         "iterations on")
-      ->check(detail::at_least<double>(0));
-  app.add_option("--weight-decay", config.weight_decay, "Weight decay")
-      ->check(detail::at_least<double>(0));
-  app.add_option(
-         "--seed", config.seed, "Seed of weights, image order and augmentation")
-      ->check(detail::at_least<int64_t>(0));
-  bool keep_transitions = false;
-  std::vector<CLI::Option*> savers{
-      app.add_option(
-          "--engine",
-          config.engine,
-          "What saves the memory of a reversible network: " +
-              detail::joined(engine_names())),
-      app.add_option(
-             "--memory-budget",
-             config.memory_budget,
-             "MiB of activations that the sequence engine may keep in each of "
-             "the three groups of blocks, to save their recomputation")
-          ->check(detail::at_least<int64_t>(0)),
-      app.add_flag(
-          "--keep-transitions",
-          keep_transitions,
-          "Keep the activations of down-sampling blocks, which takes twice the "
-          "memory and a little less time")};
-  bool plain = false;
-  app.add_flag(
-      "--plain",
-      plain,
-      "Train the same network with plain autograd, to compare with");
-  CLI::Option* fractional_bits =
-      app.add_option(
-             "--fractional-bits",
-             config.fractional_bits,
-             "Compute reversible blocks in multiples of 2^-INT, 12 to 16, so "
-             "that they are undone exactly: every engine, and --plain, then "
-             "prints the same losses (default: no rounding)")
-          ->check(detail::between<int64_t>(0, 23, "from 0 to 23"));
-  app.add_flag(
-      "--amp",
-      config.amp,
-      "Compute in bfloat16 where that is accurate enough (automatic mixed "
-      "precision)");
-  app.add_option(
-      "--memory-format",
-      config.memory_format,
-      "How images and weights of convolutions lie in memory: " +
-          detail::joined(memory_format_names()));
-  CLI::Option* check_inverse =
-      app.add_option(
-             "--check-inverse",
-             config.check_inverse,
-             "Steps between two checks of a batch, with a warning where it "
-             "matters: how far off inputs are that blocks rebuild, and "
-             "gradients from plain autograd's. Takes the time of three steps "
-             "and less memory than a plain one; 0: never")
-          ->check(detail::at_least<int64_t>(0));
-  CLI::Option* compare_plain =
-      app.add_option(
-             "--compare-plain",
-             config.compare_plain,
-             "At the end, train the network and its plain twin for this many "
-             "steps each and print their memory and time side by side")
-          ->check(detail::at_least<int64_t>(0));
-
-  app.add_flag("--fresh", config.fresh, "Start anew, over an old checkpoint");
-  app.add_flag(
-      "--from-previous",
-      config.from_previous,
-      "Go on from the checkpoint before the last one, where that is damaged");
-  bool no_cuda = false;
-  app.add_flag("--no-cuda", no_cuda, "Stay on the CPU where a GPU is present");
-  app.add_option(
-         "--threads", config.threads, "Threads on the CPU; 0: one per core")
-      ->check(detail::at_least<int64_t>(0));
-  app.add_option(
-      "--data-dir",
-      config.data_dir,
-      "Folder of the data set's files (default: where the build targets "
-      "download_cifar10 and download_cifar100 put them)");
-  app.add_option(
-      "--results-dir",
-      config.results_dir,
-      "Folder for run.json, log.jsonl, results.json and checkpoint.pt "
-      "(default: "
-      "results/MODEL-DATASET)");
-  app.add_option(
-      "--load-weights",
-      config.load_weights,
-      "Start from the weights in this file, a state dict written by "
-      "torch.save() from Python MemCNN's network, or by --save-weights "
-      "(default: random weights)");
-  app.add_option(
-      "--save-weights",
-      config.save_weights,
-      "At the end, write the weights to this file, for Python's torch.load() "
-      "and load_state_dict()");
-  app.add_option("--log-every", config.log_every, "Steps between two rows")
-      ->check(detail::at_least<int64_t>(1));
-  app.add_option(
-         "--evaluate-every",
-         config.evaluate_every,
-         "Steps between two evaluations on the test images; 0: at the end only")
-      ->check(detail::at_least<int64_t>(0));
-  app.add_option(
-         "--test-images",
-         config.test_images,
-         "Evaluate on the first of the test images only; 0: on all")
-      ->check(detail::at_least<int64_t>(0));
-  app.add_option(
-         "--checkpoint-every",
-         config.checkpoint_every,
-         "Steps between two checkpoints; 0: at the end only")
-      ->check(detail::at_least<int64_t>(0));
-
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ExtrasError&) {
-    throw support::Error(
-        "expected arguments out of MODEL, DATASET, " +
-        detail::known_flags(app) + ", but got \"" + app.remaining().front() +
-        "\".");
-  } catch (const CLI::RequiredError&) {
-    throw support::Error(
-        "expected MODEL and DATASET, but one of them is missing. See "
-        "memcnn_train --help.");
-  } catch (const CLI::ValidationError& error) {
-    std::string text = error.what(); // "--flag: a number ..., but got ..."
-    const auto colon = text.find(": ");
-    if (colon != std::string::npos) {
-      text.replace(colon, 2, " to be ");
-    }
-    throw support::Error("expected " + text + ". See memcnn_train --help.");
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) {
-      app.exit(error);
-      return std::nullopt;
-    }
-    throw support::Error(
-        "expected a valid command line, but got: " + std::string(error.what()) +
-        ". See memcnn_train --help.");
+  support::add_common_options(app);
+  app.add_option("MODEL", config.model)
+      ->required()
+      ->check(CLI::IsMember(model_names()));
+  app.add_option("DATASET", config.dataset)
+      ->required()
+      ->check(CLI::IsMember(dataset_names()));
+  detail::add_recipe(app, config);
+  detail::add_computation(app, config);
+  detail::add_comparisons(app, config, plain);
+  detail::add_files(app, config);
+  detail::add_reports(app, config);
+  if (!support::parse(app, argc, argv)) {
+    return std::nullopt;
   }
-
-  detail::check_name("MODEL", config.model, model_names());
-  detail::check_name("DATASET", config.dataset, dataset_names());
-  detail::check_name("--engine", config.engine, engine_names());
-  detail::check_name(
-      "--memory-format", config.memory_format, memory_format_names());
-  config.use_cuda = !no_cuda;
-  config.checkpoint_transitions = !keep_transitions;
-  if (config.fresh && config.from_previous) {
-    throw support::Error("expected --fresh or --from-previous, but got both.");
-  }
-  if (config.memory_budget > 0 && config.engine != "sequence") {
-    throw support::Error(
-        "expected --engine to be sequence with --memory-budget, but got \"" +
-        config.engine + "\".");
-  }
-  savers.push_back(check_inverse);
-  savers.push_back(compare_plain);
-  for (const CLI::Option* option : savers) {
-    if (plain && option->count() > 0) {
-      throw support::Error(
-          "expected --plain or " + option->get_name() + ", but got both.");
-    }
-  }
-  if (!is_reversible(config.model)) {
-    savers.push_back(fractional_bits);
-    for (const CLI::Option* option : savers) {
-      if (option->count() > 0) {
-        throw support::Error(
-            "expected MODEL to be one of " + detail::joined(revnet::names()) +
-            " with " + option->get_name() + ", but got \"" + config.model +
-            "\", which is plain as it is.");
-      }
-    }
-    plain = true;
-  }
-  if (plain) {
+  detail::check_combination(app, config);
+  if (plain || !is_reversible(config.model)) {
     config = plain_twin(config);
   }
   if (config.results_dir.empty()) {
-    config.results_dir = "results/" + config.model + "-" + config.dataset;
-    if (is_reversible(config.model) && config.engine != Config().engine) {
-      config.results_dir += "-" + config.engine;
-    }
+    config.results_dir = detail::default_results_dir(config);
   }
   return config;
 }

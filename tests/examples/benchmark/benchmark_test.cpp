@@ -18,6 +18,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::MatchesRegex;
 using testing::StartsWith;
 
 struct Result : memcnn_test::Result {
@@ -61,6 +62,21 @@ class BenchmarkProgram : public memcnn_test::ProgramTest {
     EXPECT_EQ(result.out, "");
     EXPECT_EQ(result.err, "memcnn_benchmark: " + message + "\n");
   }
+
+  /// The range as CLI11 has it, whatever its version.
+  void expect_out_of_range(
+      const std::string& option,
+      const std::string& value,
+      const std::string& range) {
+    const auto result = run(option + " " + value);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(
+        result.err,
+        MatchesRegex(
+            "memcnn_benchmark: expected a valid command line, but got: " +
+            option + ": Value " + value + " not in range \\[?" + range +
+            "\\]?\\. See memcnn_benchmark --help\\.\n"));
+  }
 };
 
 TEST_F(BenchmarkProgram, ExplainsItself) {
@@ -74,8 +90,9 @@ TEST_F(BenchmarkProgram, ExplainsItself) {
 TEST_F(BenchmarkProgram, RejectsUnknownEngine) {
   expect_error(
       run("--engines plain,faster"),
-      "expected --engines to be out of plain, checkpoint, wrapper, sequence, "
-      "sequence-budget, but got \"faster\". See memcnn_benchmark --help.");
+      "expected a valid command line, but got: --engines: faster not in "
+      "{plain,checkpoint,wrapper,sequence,sequence-budget}. See "
+      "memcnn_benchmark --help.");
 }
 
 TEST_F(BenchmarkProgram, RejectsUnknownFlag) {
@@ -84,24 +101,18 @@ TEST_F(BenchmarkProgram, RejectsUnknownFlag) {
   EXPECT_THAT(
       result.err,
       StartsWith("memcnn_benchmark: expected arguments out of --help, "
-                 "--version, --engines, --depth, "));
+                 "--version, --config, --depth, "));
   EXPECT_THAT(result.err, HasSubstr(", but got \"--layers\".\n"));
   EXPECT_EQ(result.out, "");
 }
 
 TEST_F(BenchmarkProgram, RejectsValueOutOfRange) {
-  expect_error(
-      run("--depth 0"),
-      "expected --depth to be a whole number from 1 to 1000000000, but got "
-      "\"0\". See memcnn_benchmark --help.");
-  expect_error(
-      run("--threads 5000"),
-      "expected --threads to be a whole number from 1 to 1024, but got "
-      "\"5000\". See memcnn_benchmark --help.");
+  expect_out_of_range("--depth", "0", "1 (to|-) 1000000000");
+  expect_out_of_range("--threads", "5000", "1 (to|-) 1024");
   expect_error(
       run("--dtype int8"),
-      "expected --dtype to be out of float32, float64, bfloat16, float16, but "
-      "got \"int8\". See memcnn_benchmark --help.");
+      "expected a valid command line, but got: --dtype: int8 not in "
+      "{float32,float64,bfloat16,float16}. See memcnn_benchmark --help.");
   for (const std::string budget : {"-1", "much", "50%%", "5 MiB", "nan"}) {
     expect_error(
         run("--budget '" + budget + "'"),
@@ -109,6 +120,19 @@ TEST_F(BenchmarkProgram, RejectsValueOutOfRange) {
         "all, but got \"" +
             budget + "\". See memcnn_benchmark --help.");
   }
+}
+
+TEST_F(BenchmarkProgram, ReadsConfigFile) {
+  memcnn_test::write(
+      directory_ / "benchmark.toml",
+      "# Two engines of five\n"
+      "engines = [\"plain\", \"sequence\"]\n"
+      "depth = 1000\n"
+      "json = true\n");
+  const auto rows = small("--config benchmark.toml").rows();
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[1].at("engine"), "sequence");
+  EXPECT_EQ(rows[1].at("depth"), 3) << "the command line wins";
 }
 
 TEST_F(BenchmarkProgram, RejectsMissingGpu) {

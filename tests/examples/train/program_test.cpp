@@ -11,6 +11,8 @@
 #include <fstream>
 #include <regex>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -18,7 +20,11 @@ namespace fs = std::filesystem;
 using memcnn_test::read;
 using memcnn_test::Result;
 using memcnn_test::rows;
+using testing::AllOf;
+using testing::ContainsRegex;
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::MatchesRegex;
 using testing::Not;
 using testing::StartsWith;
 
@@ -28,7 +34,8 @@ TEST_F(TrainProgram, ExplainsItself) {
   const auto help = train("--help");
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_THAT(help.out, HasSubstr("memcnn_train [OPTIONS] MODEL DATASET"));
-  EXPECT_THAT(help.out, HasSubstr("--iterations INT=80000"));
+  // "=80000" or " [80000]", by the version of CLI11.
+  EXPECT_THAT(help.out, ContainsRegex("--iterations INT(=| \\[)80000"));
   const auto version = train("--version");
   EXPECT_EQ(version.exit_code, 0);
   EXPECT_TRUE(std::regex_match(
@@ -38,15 +45,16 @@ TEST_F(TrainProgram, ExplainsItself) {
 TEST_F(TrainProgram, RejectsUnknownModel) {
   expect_error(
       train("vgg synthetic"),
-      "expected MODEL to be one of resnet32, resnet110, resnet164, revnet38, "
-      "revnet110, revnet164, but got \"vgg\".");
+      "expected a valid command line, but got: MODEL: vgg not in "
+      "{resnet32,resnet110,resnet164,revnet38,revnet110,revnet164}. See "
+      "memcnn_train --help.");
 }
 
 TEST_F(TrainProgram, RejectsUnknownDataSet) {
   expect_error(
       train("revnet38 mnist"),
-      "expected DATASET to be one of cifar10, cifar100, synthetic, but got "
-      "\"mnist\".");
+      "expected a valid command line, but got: DATASET: mnist not in "
+      "{cifar10,cifar100,synthetic}. See memcnn_train --help.");
 }
 
 TEST_F(TrainProgram, RejectsUnknownFlag) {
@@ -54,31 +62,73 @@ TEST_F(TrainProgram, RejectsUnknownFlag) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(
       result.err,
-      StartsWith("memcnn_train: expected arguments out of MODEL, DATASET, "
-                 "--help, --version, --iterations, "));
+      StartsWith("memcnn_train: expected arguments out of --help, "
+                 "--version, --config, MODEL, DATASET, --iterations, "));
   EXPECT_THAT(result.err, HasSubstr(", but got \"--depth\".\n"));
 }
 
 TEST_F(TrainProgram, RejectsMissingArgument) {
   expect_error(
       train("revnet38"),
-      "expected MODEL and DATASET, but one of them is missing. See "
+      "expected a valid command line, but got: DATASET is required. See "
       "memcnn_train --help.");
 }
 
 TEST_F(TrainProgram, RejectsValueOutOfRange) {
-  expect_error(
-      train("revnet38 synthetic --log-every 0"),
-      "expected --log-every to be a whole number of at least 1, but got "
-      "\"0\". See memcnn_train --help.");
-  expect_error(
-      train("revnet38 synthetic --learning-rate high"),
-      "expected --learning-rate to be a number of at least 0, but got "
-      "\"high\". See memcnn_train --help.");
-  expect_error(
-      train("revnet38 synthetic --fractional-bits 24"),
-      "expected --fractional-bits to be a whole number from 0 to 23, but got "
-      "\"24\". See memcnn_train --help.");
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"--iterations -1", "0 (to|-) 1000000000"},
+      {"--batch-size 1", "2 (to|-) 1000000000"},
+      {"--log-every 0", "1 (to|-) 1000000000"},
+      {"--check-inverse 99999999999999999999", "0 (to|-) 1000000000"},
+      {"--seed -1", "0 (to|-) 9223372036854775807"},
+      {"--seed 9223372036854775808", "0 (to|-) 9223372036854775807"},
+      {"--threads 1025", "0 (to|-) 1024"},
+      {"--fractional-bits 24", "0 (to|-) 23"}};
+  for (const auto& [option, range] : wrong) {
+    const auto space = option.find(' ');
+    const auto result = train("revnet38 synthetic " + option);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(
+        result.err,
+        MatchesRegex(
+            "memcnn_train: expected a valid command line, but got: " +
+            option.substr(0, space) + ": Value " + option.substr(space + 1) +
+            " not in range \\[?" + range +
+            "\\]?\\. See memcnn_train --help\\.\n"));
+  }
+  for (const std::string option : {"--learning-rate", "--weight-decay"}) {
+    expect_error(
+        train("revnet38 synthetic " + option + " nan"),
+        "expected a valid command line, but got: " + option +
+            ": Value nan not a number of at least 0. See memcnn_train --help.");
+  }
+}
+
+TEST_F(TrainProgram, ReadsConfigFile) {
+  memcnn_test::write(
+      directory_ / "run.toml",
+      "MODEL = \"revnet38\"\n"
+      "DATASET = \"synthetic\"\n"
+      "iterations = 2\n"
+      "batch-size = 4\n"
+      "log-every = 1\n"
+      "test-images = 8\n"
+      "threads = 1\n"
+      "no-cuda = true\n"
+      "keep-transitions = true\n");
+  const auto result = train("--config run.toml --iterations 1");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(
+      rows(result.out),
+      ElementsAre(
+          StartsWith("iteration:1 loss:"),
+          StartsWith("iteration:1 test_loss:")))
+      << "the command line wins";
+  EXPECT_THAT(
+      read(directory_ / "results/revnet38-synthetic/run.json"),
+      AllOf(
+          ContainsRegex("\"batch_size\": *4"),
+          ContainsRegex("\"checkpoint_transitions\": *false")));
 }
 
 TEST_F(TrainProgram, RejectsOptionsOfReversibleModelsForPlainOnes) {
@@ -99,17 +149,20 @@ TEST_F(TrainProgram, RejectsOptionsOfReversibleModelsForPlainOnes) {
 TEST_F(TrainProgram, RejectsEnginesThatDoNotFit) {
   expect_error(
       train("revnet38 synthetic --engine steam"),
-      "expected --engine to be one of sequence, wrapper, but got \"steam\".");
+      "expected a valid command line, but got: --engine: steam not in "
+      "{sequence,wrapper}. See memcnn_train --help.");
   expect_error(
       train("revnet38 synthetic --memory-format sparse"),
-      "expected --memory-format to be one of channels-last, contiguous, but "
-      "got \"sparse\".");
+      "expected a valid command line, but got: --memory-format: sparse not in "
+      "{channels-last,contiguous}. See memcnn_train --help.");
   expect_error(
       train("revnet38 synthetic --plain --engine wrapper"),
-      "expected --plain or --engine, but got both.");
+      "expected a valid command line, but got: --engine excludes --plain. See "
+      "memcnn_train --help.");
   expect_error(
       train("revnet38 synthetic --plain --compare-plain 2"),
-      "expected --plain or --compare-plain, but got both.");
+      "expected a valid command line, but got: --plain excludes "
+      "--compare-plain. See memcnn_train --help.");
   expect_error(
       train("revnet38 synthetic --engine wrapper --memory-budget 10"),
       "expected --engine to be sequence with --memory-budget, but got "

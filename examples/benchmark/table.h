@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "benchmark/config.h"
+#include "benchmark/measurement.h"
+#include "support/version.h"
+
+#include <fmt/format.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace benchmark {
+
+namespace detail {
+
+/// One cell a column; a failed engine has its name and its error alone.
+using Row = std::vector<std::string>;
+
+struct Column {
+  std::string title;
+  std::function<std::string(const Measurement&)> cell;
+};
+
+inline std::string fixed(std::optional<double> value, int digits) {
+  return value ? fmt::format("{:.{}f}", *value, digits) : "-";
+}
+
+inline double mebibytes(int64_t bytes) {
+  return static_cast<double>(bytes) / (1024.0 * 1024.0);
+}
+
+/// A column of medians.
+template <class Pick>
+Column milliseconds(const std::string& title, Pick pick) {
+  return {title, [pick](const Measurement& result) {
+            return fixed(1e3 * median_of(result.times, pick), 1);
+          }};
+}
+
+/// A column of tensor memory.
+inline Column memory(const std::string& title, int64_t StepMemory::*bytes) {
+  return {title, [bytes](const Measurement& result) {
+            return fixed(mebibytes(result.memory.*bytes), 2);
+          }};
+}
+
+inline std::vector<Column> columns_for(const Config& config) {
+  std::vector<Column> columns = {
+      {"engine", &Measurement::engine},
+      milliseconds("forward ms", &StepTime::forward),
+      milliseconds("backward ms", &StepTime::backward),
+      milliseconds("step ms", &StepTime::step)};
+  if (config.device == "cuda") {
+    columns.push_back(milliseconds("enqueue ms", &StepTime::enqueue));
+  }
+  const auto ratio = [](const Measurement& result) {
+    return fixed(result.ratio_to_plain, 3);
+  };
+  const auto limit = [](const Measurement& result) {
+    return result.engine == "plain" ? "-" : fixed(result.fused_limit, 3);
+  };
+  const auto error = [](const Measurement& result) {
+    const auto& value = result.grad_rel_error;
+    return value ? fmt::format("{:.1e}", *value) : "-";
+  };
+  columns.insert(
+      columns.end(),
+      {{"to plain", ratio},
+       {"fused limit", limit},
+       memory("held MiB", &StepMemory::saved),
+       memory("peak MiB", &StepMemory::peak),
+       {"gradient error", error}});
+  return columns;
+}
+
+inline std::vector<Row> rows_of(
+    const std::vector<Column>& columns,
+    const std::vector<Measurement>& results) {
+  std::vector<Row> rows(1);
+  for (const Column& column : columns) {
+    rows[0].push_back(column.title);
+  }
+  for (const Measurement& result : results) {
+    Row& row = rows.emplace_back();
+    if (result.failed()) {
+      const auto& error = result.error;
+      row = {result.engine, "error: " + error.substr(0, error.find('\n'))};
+      continue;
+    }
+    for (const Column& column : columns) {
+      row.push_back(column.cell(result));
+    }
+  }
+  return rows;
+}
+
+/// The first column to the left, the others to the right; an error is no part
+/// of a column.
+inline void print_rows(const std::vector<Row>& rows) {
+  std::vector<size_t> widths(rows.front().size(), 0);
+  for (const Row& row : rows) {
+    const bool complete = row.size() == widths.size();
+    for (size_t i = 0; i < (complete ? row.size() : 1); ++i) {
+      widths[i] = std::max(widths[i], row[i].size());
+    }
+  }
+  for (const Row& row : rows) {
+    const bool complete = row.size() == widths.size();
+    fmt::print("{:<{}}", row[0], widths[0]);
+    for (size_t i = 1; i < row.size(); ++i) {
+      fmt::print("  {:>{}}", row[i], complete ? widths[i] : 0);
+    }
+    fmt::print("\n");
+  }
+}
+
+inline void print_heading(const Config& config) {
+  fmt::print(
+      "{} {} couplings of 2 x {} channels, batch {}, {} x {}, {}, {}, {}, {} "
+      "{}\n",
+      config.depth,
+      config.coupling,
+      config.channels,
+      config.batch,
+      config.size,
+      config.size,
+      config.dtype,
+      config.memory_format,
+      config.device,
+      config.threads,
+      config.threads == 1 ? "thread" : "threads");
+  fmt::print(
+      "memcnn {}, LibTorch {}; medians of {} steps, engines in turn\n\n",
+      support::version(),
+      TORCH_VERSION,
+      config.steps);
+}
+
+inline void print_legend(const Config& config) {
+  fmt::print(
+      "\n"
+      "to plain         the step by the plain one of the same round; median\n"
+      "fused limit      (2 f + b) / (f + b), with plain's forward and backward "
+      "times:\n"
+      "                 the least that running every block again can take\n"
+      "held, peak       tensors after forward and at most, beyond those before "
+      "it\n"
+      "gradient error   norm of the difference to plain by the norm of "
+      "plain\n");
+  if (config.device == "cuda") {
+    fmt::print(
+        "enqueue          the program's share: close to the step, the GPU "
+        "waits for it\n");
+  }
+}
+
+inline void print_kept_blocks(const Config& config, const Measurement& result) {
+  const int64_t budget = *result.budget_bytes;
+  const bool all = budget == std::numeric_limits<int64_t>::max();
+  fmt::print(
+      "{:<15}  budget {}: {} of {} blocks kept\n",
+      result.engine,
+      all ? "of any size" : fmt::format("{:.2f} MiB", mebibytes(budget)),
+      *result.kept_blocks,
+      config.depth);
+}
+
+} // namespace detail
+
+/// The engines that were asked for, as a table for people.
+inline void print_table(
+    const Config& config,
+    const std::vector<Measurement>& results) {
+  detail::print_heading(config);
+  detail::print_rows(detail::rows_of(detail::columns_for(config), results));
+  detail::print_legend(config);
+  for (const Measurement& result : results) {
+    if (result.kept_blocks) {
+      detail::print_kept_blocks(config, result);
+    }
+  }
+  std::fflush(stdout);
+}
+
+} // namespace benchmark

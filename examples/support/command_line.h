@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "support/error.h"
+#include "support/version.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h> // fmt::join(), from fmt 11 on
+#include <CLI/CLI.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <vector>
+
+// What the command lines of all programs have in common.
+
+namespace support {
+
+/// Whole numbers from `least` on. Nobody needs more than the most, and products
+/// of two stay far below int64_t's end.
+inline CLI::Validator count_from(int64_t least) {
+  constexpr int64_t kMost = 1000000000;
+  return CLI::Range(least, kMost).description("");
+}
+
+/// Finite numbers from 0 on. CLI::NonNegativeNumber accepts NaN.
+inline CLI::Validator not_negative() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        std::istringstream stream(text);
+        double value = 0;
+        const bool is_number = (stream >> value) && stream.peek() == EOF;
+        return is_number && std::isfinite(value) && value >= 0
+            ? ""
+            : fmt::format("Value {} not a number of at least 0", text);
+      },
+      "");
+}
+
+/// --version and --config, and defaults in the text of --help.
+inline void add_common_options(CLI::App& app) {
+  app.option_defaults()->always_capture_default();
+  app.set_version_flag(
+      "--version", fmt::format("{} {}", app.get_name(), version()));
+  app.set_config("--config")
+      ->description("Read options from this TOML file; those given here win")
+      ->option_text("FILE");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+}
+
+/// Reads the command line into the variables of the options. False where --help
+/// or --version was all that was asked for.
+///
+/// Throws:   Error if an argument is missing, unknown or not allowed.
+inline bool parse(CLI::App& app, int argc, const char** argv) {
+  const auto fail = [&](const std::string& got) {
+    std::vector<std::string> known;
+    for (const CLI::Option* option : app.get_options()) {
+      known.push_back(option->get_name());
+    }
+    throw Error(fmt::format(
+        "expected arguments out of {}, but got {}.",
+        fmt::join(known, ", "),
+        got));
+  };
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ExtrasError&) {
+    fail(fmt::format("\"{}\"", app.remaining().front()));
+  } catch (const CLI::ConfigError& error) {
+    fail(fmt::format("a file in which {}", error.what()));
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() != 0) {
+      throw Error(fmt::format(
+          "expected a valid command line, but got: {}. See {} --help.",
+          error.what(),
+          app.get_name()));
+    }
+    app.exit(error);
+    return false;
+  }
+  return true;
+}
+
+} // namespace support

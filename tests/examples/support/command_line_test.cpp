@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+
+// What the command lines of all programs have in common, on one of a kind of
+// each of their options.
+
+#include "support/command_line.h"
+#include "support/error.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::StartsWith;
+using testing::ThrowsMessage;
+
+struct Options {
+  std::string model;
+  int64_t count = 3;
+  double rate = 0.5;
+  std::vector<std::string> kinds = {"plain"};
+  bool use_cuda = true;
+};
+
+/// What a program with these options makes of its arguments.
+Options parsed(std::vector<const char*> arguments) {
+  Options options;
+  CLI::App app("Counts.", "counter");
+  support::add_common_options(app);
+  app.add_option("MODEL", options.model);
+  app.add_option("--count", options.count)->check(support::count_from(1));
+  app.add_option("--rate", options.rate)->check(support::not_negative());
+  app.add_option("--kinds", options.kinds)
+      ->delimiter(',')
+      ->check(CLI::IsMember({"plain", "wrapper"}));
+  app.add_flag_callback("--no-cuda", [&] { options.use_cuda = false; });
+  arguments.insert(arguments.begin(), "counter");
+  EXPECT_TRUE(support::parse(
+      app, static_cast<int>(arguments.size()), arguments.data()));
+  return options;
+}
+
+auto rejects(const std::string& got) {
+  return ThrowsMessage<support::Error>(AllOf(
+      StartsWith("expected a valid command line, but got: "),
+      HasSubstr(got),
+      EndsWith(". See counter --help.")));
+}
+
+TEST(CommandLine, KeepsDefaults) {
+  const Options options = parsed({});
+  EXPECT_EQ(options.count, 3);
+  EXPECT_EQ(options.rate, 0.5);
+  EXPECT_THAT(options.kinds, ElementsAre("plain"));
+  EXPECT_TRUE(options.use_cuda);
+}
+
+TEST(CommandLine, ReadsOptions) {
+  const Options options = parsed(
+      {"revnet38",
+       "--count",
+       "1000000000",
+       "--rate=1e30",
+       "--kinds",
+       "wrapper,plain",
+       "--no-cuda"});
+  EXPECT_EQ(options.model, "revnet38");
+  EXPECT_EQ(options.count, 1000000000);
+  EXPECT_EQ(options.rate, 1e30);
+  EXPECT_THAT(options.kinds, ElementsAre("wrapper", "plain"));
+  EXPECT_FALSE(options.use_cuda);
+}
+
+TEST(CommandLine, RejectsWhatIsNoCount) {
+  for (const std::string text :
+       {"0",
+        "-1",
+        "5x",
+        "1.5",
+        "many",
+        "nan",
+        "inf",
+        "1e3",
+        "1000000001",
+        "99999999999999999999"}) {
+    EXPECT_THAT(
+        [&] {
+          parsed({"--count", text.c_str()});
+        },
+        rejects("--count: Value " + text + " not in range "));
+  }
+}
+
+TEST(CommandLine, RejectsWhatIsNoRate) {
+  for (const std::string text :
+       {"-1", "-1e-9", "high", "0.1x", "nan", "-nan", "inf", "1e400"}) {
+    EXPECT_THAT(
+        [&] {
+          parsed({"--rate", text.c_str()});
+        },
+        rejects("--rate: Value " + text + " not a number of at least 0"));
+  }
+}
+
+TEST(CommandLine, RejectsUnknownName) {
+  EXPECT_THAT(
+      [] {
+        parsed({"--kinds", "plain,faster"});
+      },
+      rejects("--kinds: faster not in {plain,wrapper}"));
+}
+
+TEST(CommandLine, ListsKnownArgumentsBesideUnknownOne) {
+  const auto message =
+      "expected arguments out of --help, --version, --config, MODEL, --count, "
+      "--rate, --kinds, --no-cuda, but got ";
+  for (const char* unknown : {"--depth", "-x"}) {
+    EXPECT_THAT(
+        [&] {
+          parsed({"revnet38", unknown});
+        },
+        ThrowsMessage<support::Error>(
+            std::string(message) + "\"" + unknown + "\"."));
+  }
+}
+
+class ConfigFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    path_ = std::filesystem::temp_directory_path() /
+        ("memcnn_" + std::string(test->name()) + "_" +
+         std::to_string(::getpid()) + ".toml");
+  }
+
+  void TearDown() override {
+    std::filesystem::remove(path_);
+  }
+
+  /// With a file of these lines, before other arguments.
+  Options parsed_with(
+      const std::string& lines,
+      const std::vector<const char*>& others = {}) {
+    std::ofstream(path_) << lines;
+    const std::string path = path_.string();
+    std::vector<const char*> arguments = {"--config", path.c_str()};
+    arguments.insert(arguments.end(), others.begin(), others.end());
+    return parsed(arguments);
+  }
+
+  std::filesystem::path path_;
+};
+
+TEST_F(ConfigFile, GivesOptions) {
+  const Options options = parsed_with(
+      "# What is counted\n"
+      "MODEL = \"revnet38\"\n"
+      "count = 7\n"
+      "kinds = [\"wrapper\", \"plain\"]\n"
+      "no-cuda = true\n");
+  EXPECT_EQ(options.model, "revnet38");
+  EXPECT_EQ(options.count, 7);
+  EXPECT_EQ(options.rate, 0.5);
+  EXPECT_THAT(options.kinds, ElementsAre("wrapper", "plain"));
+  EXPECT_FALSE(options.use_cuda);
+}
+
+TEST_F(ConfigFile, LetsFlagsBeSetToWhatTheyAre) {
+  EXPECT_TRUE(parsed_with("no-cuda = false\n").use_cuda);
+}
+
+TEST_F(ConfigFile, YieldsToTheCommandLine) {
+  const Options options =
+      parsed_with("count = 7\nrate = 2\n", {"--count", "8"});
+  EXPECT_EQ(options.count, 8);
+  EXPECT_EQ(options.rate, 2);
+}
+
+TEST_F(ConfigFile, RejectsUnknownKey) {
+  EXPECT_THAT(
+      [&] { parsed_with("depth = 3\n"); },
+      ThrowsMessage<support::Error>(AllOf(
+          StartsWith("expected arguments out of --help, "),
+          HasSubstr("--count, "),
+          HasSubstr(", but got a file in which "),
+          EndsWith(" depth."))));
+}
+
+TEST_F(ConfigFile, RejectsValueOutOfRange) {
+  EXPECT_THAT(
+      [&] { parsed_with("count = 0\n"); },
+      rejects("--count: Value 0 not in range "));
+}
+
+TEST_F(ConfigFile, HasToBeThere) {
+  EXPECT_THAT(
+      [] {
+        parsed({"--config", "nowhere.toml"});
+      },
+      rejects("nowhere.toml"));
+}
+
+} // namespace
