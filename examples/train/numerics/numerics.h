@@ -6,6 +6,7 @@
 #include "train/libtorch/autocast.h"
 #include "train/numerics/blocks.h"
 #include "train/numerics/trial_copy.h"
+#include "train/step/loss.h"
 
 #include <torch/autograd.h>
 #include <torch/nn.h>
@@ -59,17 +60,6 @@ inline double distance(const torch::Tensor& a, const torch::Tensor& b) {
 /// Zero of zero is no error, where a quotient would be NaN.
 inline double share_of(double difference, double size) {
   return difference == 0 ? 0 : difference / size;
-}
-
-/// The loss of training: in float32, whatever the network computed in.
-inline torch::Tensor loss_of(
-    const torch::Tensor& logits,
-    const torch::Tensor& labels) {
-  return torch::nn::functional::cross_entropy(
-      at::isReducedFloatingType(logits.scalar_type())
-          ? logits.to(torch::kFloat32)
-          : logits,
-      labels);
 }
 
 inline std::vector<torch::Tensor> gradients_of(
@@ -197,7 +187,7 @@ inline NumericsReport measure_numerics(
     const auto blocks = blocks_of(copy.network());
     const auto values = detail::run_with_kept_inputs(blocks, batch.images);
     report.inverse_errors = detail::inverse_errors_of(blocks, values);
-    loss = detail::loss_of(values.back(), batch.labels);
+    loss = loss_of(values.back(), batch.labels);
   }
   const auto expected = detail::gradients_of(loss, copy.network());
 
@@ -205,7 +195,7 @@ inline NumericsReport measure_numerics(
   {
     const AutocastGuard guard(device.type(), autocast);
     auto& reversible = dynamic_cast<revnet::RevNetImpl&>(copy.network());
-    loss = detail::loss_of(reversible.forward(batch.images), batch.labels);
+    loss = loss_of(reversible.forward(batch.images), batch.labels);
   }
   const auto found = detail::gradients_of(loss, copy.network());
   report.gradient = detail::largest_deviation(copy.network(), found, expected);

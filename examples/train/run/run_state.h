@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/median.h"
 #include "train/step/memory_use.h"
-#include "train/step/trainer.h"
+#include "train/step/step_result.h"
 
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -52,10 +52,7 @@ struct RunState {
     if (step_milliseconds.empty()) {
       return 0;
     }
-    auto times = step_milliseconds;
-    const auto middle = times.begin() + static_cast<long>(times.size() / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
+    return support::median(step_milliseconds);
   }
 };
 

@@ -9,8 +9,9 @@
 #include "train/data/prepared_batches.h"
 #include "train/libtorch/autocast.h"
 #include "train/libtorch/device_read.h"
-#include "train/step/memory_use.h"
+#include "train/step/loss.h"
 #include "train/step/network.h"
+#include "train/step/step_result.h"
 
 #include <torch/nn.h>
 #include <torch/optim/sgd.h>
@@ -20,37 +21,9 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <vector>
+#include <optional>
 
 namespace training {
-
-/// How many images of a batch were classified right.
-struct Hits {
-  int64_t first = 0; // the class with the highest logit is the right one
-  int64_t top5 = 0; // the right one is among the five highest
-
-  Hits& operator+=(const Hits& other) {
-    first += other.first;
-    top5 += other.top5;
-    return *this;
-  }
-};
-
-/// What one training step has to tell.
-struct StepResult {
-  double loss = 0; // mean over the batch
-  Hits hits;
-  double milliseconds = 0;
-  double data_milliseconds = 0; // of these, waiting for the batch
-  MemoryUse memory;
-};
-
-/// What the test images have to tell.
-struct Evaluation {
-  double loss = 0;
-  double accuracy = 0; // 0 to 1
-  double top5 = 0; // likewise
-};
 
 namespace detail {
 
@@ -66,6 +39,19 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ =
       std::chrono::steady_clock::now();
 };
+
+/// The network, moved there.
+template <class Network>
+Network moved_to(torch::Device device, Network network) {
+  network.ptr()->to(device);
+  return network;
+}
+
+inline torch::optim::SGDOptions optimizer_options(const Config& config) {
+  return torch::optim::SGDOptions(config.learning_rate)
+      .momentum(config.momentum)
+      .weight_decay(config.weight_decay);
+}
 
 /// Loss, hits and hits among the first five, (3), float64: one tensor, so that
 /// one copy brings them to the CPU.
@@ -102,8 +88,9 @@ class Trainer {
       : config_(config),
         device_(device),
         meter_(meter),
-        network_(make_network(config, data.num_classes)),
-        optimizer_(make_optimizer()),
+        network_(
+            detail::moved_to(device, make_network(config, data.num_classes))),
+        optimizer_(network().parameters(), detail::optimizer_options(config)),
         test_(data.test),
         normalise_(data.train.pixels),
         batches_(
@@ -145,9 +132,9 @@ class Trainer {
     return result;
   }
 
-  /// Classifies the test images, as they are. `go_on` is told the share done,
-  /// and stops the evaluation by returning false.
-  Evaluation evaluate(const std::function<bool(double)>& go_on) {
+  /// Classifies the test images, as they are. `go_on` is told the share done;
+  /// where it returns false, the evaluation stops, and nothing is returned.
+  std::optional<Evaluation> evaluate(const std::function<bool(double)>& go_on) {
     constexpr int64_t kCount = 200; // images at once
     const torch::NoGradGuard no_grad;
     network().eval();
@@ -156,7 +143,7 @@ class Trainer {
     Hits hits;
     for (int64_t first = 0; first < test_.size(); first += kCount) {
       if (!go_on(static_cast<double>(first) / count)) {
-        break;
+        return std::nullopt;
       }
       const Batch batch =
           on_device(test_batch(test_, normalise_, first, kCount));
@@ -165,7 +152,7 @@ class Trainer {
           figures[0].item<double>() * static_cast<double>(batch.labels.size(0));
       hits += detail::hits_of(figures);
     }
-    return {
+    return Evaluation{
         loss / count,
         static_cast<double>(hits.first) / count,
         static_cast<double>(hits.top5) / count};
@@ -176,16 +163,17 @@ class Trainer {
     return on_device(batches_.at(iteration));
   }
 
-  bool weights_are_finite() {
+  bool weights_are_finite() const {
+    const auto parameters = network().parameters();
     return std::all_of(
-        parameters_.begin(), parameters_.end(), [](const torch::Tensor& p) {
-          return torch::isfinite(p).all().item<bool>();
+        parameters.begin(), parameters.end(), [](const torch::Tensor& weights) {
+          return torch::isfinite(weights).all().item<bool>();
         });
   }
 
   int64_t parameter_count() const {
     int64_t count = 0;
-    for (const auto& parameter : parameters_) {
+    for (const auto& parameter : network().parameters()) {
       count += parameter.numel();
     }
     return count;
@@ -193,13 +181,13 @@ class Trainer {
 
   int64_t parameter_bytes() const {
     int64_t bytes = 0;
-    for (const auto& parameter : parameters_) {
+    for (const auto& parameter : network().parameters()) {
       bytes += static_cast<int64_t>(parameter.nbytes());
     }
     return bytes;
   }
 
-  torch::nn::Module& network() {
+  torch::nn::Module& network() const {
     return *network_.ptr();
   }
 
@@ -221,8 +209,7 @@ class Trainer {
     const AutocastGuard autocast(device_.type(), config_.amp);
     const torch::Tensor logits =
         network_.forward(batch.images).to(torch::kFloat32);
-    const torch::Tensor loss =
-        torch::nn::functional::cross_entropy(logits, batch.labels);
+    const torch::Tensor loss = loss_of(logits, batch.labels);
     return {loss, detail::figures(loss, logits, batch.labels)};
   }
 
@@ -235,21 +222,10 @@ class Trainer {
         move(batch.labels)};
   }
 
-  torch::optim::SGD make_optimizer() {
-    network().to(device_);
-    parameters_ = network().parameters();
-    return torch::optim::SGD(
-        parameters_,
-        torch::optim::SGDOptions(config_.learning_rate)
-            .momentum(config_.momentum)
-            .weight_decay(config_.weight_decay));
-  }
-
   Config config_;
   torch::Device device_;
   memcnn::AllocationMeter& meter_;
   torch::nn::AnyModule network_;
-  std::vector<torch::Tensor> parameters_;
   torch::optim::SGD optimizer_;
   Images test_;
   Normalisation normalise_;

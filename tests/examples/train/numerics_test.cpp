@@ -208,7 +208,7 @@ TEST_P(NumericsOfEngine, AreNoWorseThanBfloat16ItselfUnderAutocast) {
     const auto values =
         training::detail::run_with_kept_inputs(blocks_of(*net), batch.images);
     return training::detail::gradients_of(
-        training::detail::loss_of(values.back(), batch.labels), *net);
+        training::loss_of(values.back(), batch.labels), *net);
   };
   const auto of_bfloat16 = training::detail::largest_deviation(
       *net, plain_gradients(true), plain_gradients(false));
@@ -247,7 +247,7 @@ TEST(Numerics, AreThoseOfTrainMode) {
 TEST(Numerics, LeaveNoTrace) {
   auto net = seeded(small().memory_budget(150000));
   const auto batch = small_batch();
-  training::detail::loss_of(net(batch.images), batch.labels).backward();
+  training::loss_of(net(batch.images), batch.labels).backward();
   net->eval();
   net->head->train();
   std::vector<torch::Tensor> values = net->parameters();
@@ -289,7 +289,7 @@ TEST(Numerics, TakeLessMemoryThanAPlainStep) {
       seeded(revnet::RevNetOptions(options).engine(revnet::Engine::kPlain));
   const auto reversible = seeded(options);
   memcnn::AllocationMeter meter;
-  training::detail::loss_of(plain(batch.images), batch.labels).backward();
+  training::loss_of(plain(batch.images), batch.labels).backward();
   const int64_t plain_peak = meter.peak_bytes();
   const int64_t before = meter.held_bytes();
   meter.reset_peak();

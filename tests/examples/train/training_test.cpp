@@ -613,8 +613,8 @@ TEST(Trainer, EvaluatesTheSameImagesTheSameWay) {
   const auto go_on = [](double) {
     return true;
   };
-  const auto first = trainer.evaluate(go_on);
-  const auto second = trainer.evaluate(go_on);
+  const auto first = trainer.evaluate(go_on).value();
+  const auto second = trainer.evaluate(go_on).value();
   EXPECT_EQ(first.loss, second.loss);
   EXPECT_EQ(first.accuracy, second.accuracy);
 }
@@ -645,7 +645,7 @@ class TrainerCuda : public testing::Test {
       EXPECT_GT(step.memory.peak, step.memory.held_after_forward);
       found.push_back(step.loss);
     }
-    found.push_back(trainer.evaluate([](double) { return true; }).loss);
+    found.push_back(trainer.evaluate([](double) { return true; }).value().loss);
     return found;
   }
 

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "train/base/config.h"
+#include "train/numerics/numerics.h"
+#include "train/run/run_state.h"
+#include "train/step/step_result.h"
+#include "train/step/trainer.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+namespace training {
+
+/// Prints a line, or several, at once: readers of a running run see whole ones.
+///
+/// Not by fmt::print(), which throws where stdout is closed or its disk full:
+/// no reason to end a run.
+template <class... Args>
+void say(fmt::format_string<Args...> pattern, Args&&... args) {
+  std::puts(fmt::format(pattern, std::forward<Args>(args)...).c_str());
+  std::fflush(stdout);
+}
+
+inline void print_warning(const std::string& text) {
+  std::fputs(fmt::format("memcnn_train: warning: {}\n", text).c_str(), stderr);
+}
+
+/// Prints a row of the log, but for what only programs read.
+inline void print_row(const nlohmann::ordered_json& row) {
+  const auto number = [&](const char* field) {
+    return row.at(field).get<double>();
+  };
+  say("iteration:{} loss:{:.4f} accuracy:{:.4f} top5:{:.4f} lr:{:g} "
+      "ms_per_step:{:.1f}",
+      row.at("iteration").get<int64_t>(),
+      number("loss"),
+      number("accuracy"),
+      number("top5"),
+      number("lr"),
+      number("ms_per_step"));
+}
+
+inline void print_evaluation(int64_t iteration, const Evaluation& evaluation) {
+  say("iteration:{} test_loss:{:.4f} test_accuracy:{:.4f} test_top5:{:.4f}",
+      iteration,
+      evaluation.loss,
+      evaluation.accuracy,
+      evaluation.top5);
+}
+
+inline void print_numerics(int64_t iteration, const NumericsReport& report) {
+  const Deviation inverse = report.inverse();
+  say("iteration:{} inverse_error:{:.2e} inverse_error_block:{} "
+      "gradient_deviation:{:.2e} gradient_deviation_parameter:{}",
+      iteration,
+      inverse.relative,
+      inverse.name,
+      report.gradient.relative,
+      report.gradient.name);
+}
+
+/// Prints the end of a run for people to read.
+inline void print_summary(
+    const Config& config,
+    const RunState& state,
+    const Trainer& trainer,
+    const Evaluation& evaluation) {
+  say("\n{} on {}, engine {}, batches of {} on {}\n"
+      "  test accuracy       {:8.2f} %    (among the first five: {:.2f} %)\n"
+      "  parameters          {:8.2f} MiB  ({})",
+      config.model,
+      config.dataset,
+      config.engine,
+      config.batch_size,
+      trainer.device().str(),
+      100 * evaluation.accuracy,
+      100 * evaluation.top5,
+      to_mebibytes(trainer.parameter_bytes()),
+      trainer.parameter_count());
+  if (state.iteration > 0) {
+    say("  time per step       {:8.1f} ms   (median of {} steps)\n"
+        "  held after forward  {:8.2f} MiB  (waits for backward)\n"
+        "  peak of the step    {:8.2f} MiB  (beyond parameters, momentum, "
+        "batch)",
+        state.milliseconds_per_step(),
+        state.step_milliseconds.size(),
+        to_mebibytes(state.memory.held_after_forward),
+        to_mebibytes(state.memory.peak));
+  }
+}
+
+} // namespace training

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "support/version.h"
+#include "train/base/config.h"
+#include "train/base/files.h"
+#include "train/data/images.h"
+#include "train/run/comparison.h"
+#include "train/run/run_state.h"
+#include "train/step/step_result.h"
+#include "train/step/trainer.h"
+
+#include <torch/utils.h>
+#include <torch/version.h>
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace training {
+
+/// The row of the steps since the last one, as the log has it.
+inline nlohmann::ordered_json make_row(
+    const Config& config,
+    const RunState& state) {
+  const SinceRow& since = state.since_row;
+  const auto steps = static_cast<double>(since.steps);
+  const double images = steps * static_cast<double>(config.batch_size);
+  return {
+      {"iteration", state.iteration},
+      {"loss", since.loss / steps},
+      {"accuracy", static_cast<double>(since.hits.first) / images},
+      {"top5", static_cast<double>(since.hits.top5) / images},
+      {"lr", learning_rate_at(config, state.iteration - 1)},
+      {"ms_per_step", since.milliseconds / steps},
+      {"data_ms_per_step", since.data_milliseconds / steps},
+      {"held_bytes", since.memory.held_after_forward},
+      {"peak_bytes", since.memory.peak}};
+}
+
+/// Writes what is known of a run before it has done anything.
+inline void write_run(
+    const std::filesystem::path& path,
+    const Config& config,
+    const DataSet& data,
+    const std::string& fingerprint,
+    const Trainer& trainer) {
+  const nlohmann::ordered_json run = {
+      {"config", recipe(config)},
+      {"device", trainer.device().str()},
+      {"threads", torch::get_num_threads()},
+      {"parameters", trainer.parameter_count()},
+      {"parameter_bytes", trainer.parameter_bytes()},
+      {"classes", data.num_classes},
+      {"train_images", data.train.size()},
+      {"test_images", data.test.size()},
+      {"data_fingerprint", fingerprint},
+      {"memcnn", support::version()},
+      {"libtorch", TORCH_VERSION}};
+  write_file(path, run.dump(2) + "\n");
+}
+
+namespace detail {
+
+inline nlohmann::ordered_json measured(const RunState& state) {
+  return {
+      {"median_ms_per_step", state.milliseconds_per_step()},
+      {"held_after_forward_bytes", state.memory.held_after_forward},
+      {"peak_of_the_step_bytes", state.memory.peak}};
+}
+
+} // namespace detail
+
+/// Writes what a run has come to.
+inline void write_results(
+    const std::filesystem::path& path,
+    const Config& config,
+    const RunState& state,
+    const Trainer& trainer,
+    const Evaluation& evaluation,
+    const std::optional<Comparison>& comparison) {
+  nlohmann::ordered_json results = {
+      {"config", recipe(config)},
+      {"device", trainer.device().str()},
+      {"parameters", trainer.parameter_count()},
+      {"parameter_bytes", trainer.parameter_bytes()},
+      {"test_accuracy", evaluation.accuracy},
+      {"test_top5", evaluation.top5},
+      {"test_loss", evaluation.loss},
+      {"step", detail::measured(state)},
+      {"rows", state.rows}};
+  if (comparison) {
+    results["comparison"] = {
+        {"steps", config.compare_plain},
+        {config.engine, detail::measured(comparison->saving)},
+        {"plain", detail::measured(comparison->plain)}};
+  }
+  write_file(path, results.dump(2) + "\n");
+}
+
+} // namespace training

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "support/error.h"
+#include "train/base/config.h"
+#include "train/base/files.h"
+#include "train/numerics/non_finite.h"
+#include "train/numerics/numerics.h"
+#include "train/run/checkpoint.h"
+#include "train/run/checkpoint_files.h"
+#include "train/run/interrupt.h"
+#include "train/run/log.h"
+#include "train/run/print.h"
+#include "train/run/progress_line.h"
+#include "train/run/results.h"
+#include "train/run/run_state.h"
+#include "train/step/step_result.h"
+#include "train/step/trainer.h"
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace training {
+
+/// A run from where it begins to its last iteration or an interrupt: steps, and
+/// what is printed, logged and saved between them.
+class Run final {
+ public:
+  /// `state` is where the run begins, and `fingerprint` that of its images.
+  Run(const Config& config,
+      std::string fingerprint,
+      RunState state,
+      Trainer& trainer,
+      const CheckpointFiles& checkpoints,
+      Log& log,
+      ProgressLine& progress)
+      : config_(config),
+        fingerprint_(std::move(fingerprint)),
+        state_(std::move(state)),
+        saved_(state_.iteration),
+        trainer_(trainer),
+        checkpoints_(checkpoints),
+        log_(log),
+        progress_(progress) {}
+
+  /// Trains until the last iteration is done or a signal asks to stop.
+  void train() {
+    for (;;) {
+      // Not only after a step: an interrupt may have come before the row that
+      // belongs to it was complete.
+      if (row_is_due() && state_.since_row.steps > 0) {
+        write_row();
+      }
+      const bool stop =
+          state_.iteration == config_.iterations || interrupted() != 0;
+      if (stop || is_due_every(config_.checkpoint_every)) {
+        save();
+      }
+      if (stop) {
+        return;
+      }
+      step();
+    }
+  }
+
+  /// On the test images; nothing where a signal asks to stop.
+  std::optional<Evaluation> evaluate() {
+    const auto evaluation = trainer_.evaluate([&](double share) {
+      progress_.show(fmt::format("evaluating: {:.0f} %", 100 * share));
+      return interrupted() == 0;
+    });
+    progress_.clear();
+    return evaluation;
+  }
+
+  const RunState& state() const {
+    return state_;
+  }
+
+ private:
+  void step() {
+    const StepResult step = trainer_.step(state_.iteration);
+    if (!std::isfinite(step.loss)) {
+      stop_on_bad("loss", step.loss, state_.iteration + 1);
+    }
+    state_.add(step);
+    const int64_t left = config_.iterations - state_.iteration;
+    progress_.show(fmt::format(
+        "iteration {} of {}, loss {:.4f}, {} left",
+        state_.iteration,
+        config_.iterations,
+        step.loss,
+        remaining_time(step.milliseconds * static_cast<double>(left))));
+  }
+
+  bool is_due_every(int64_t steps) const {
+    return steps > 0 && state_.iteration % steps == 0;
+  }
+
+  bool evaluation_is_due() const {
+    return state_.iteration < config_.iterations && // there comes a last one
+        is_due_every(config_.evaluate_every);
+  }
+
+  bool check_is_due() const {
+    return is_due_every(config_.check_inverse);
+  }
+
+  bool row_is_due() const {
+    return state_.iteration == config_.iterations || evaluation_is_due() ||
+        check_is_due() || is_due_every(config_.log_every);
+  }
+
+  /// On the last batch, with the weights after it. Nothing where it fails, such
+  /// as for want of memory: the run can do without.
+  std::optional<NumericsReport> check() {
+    progress_.show("checking inverses and gradients");
+    try {
+      return measure_numerics(
+          trainer_.network(),
+          trainer_.batch(state_.iteration - 1),
+          config_.amp);
+    } catch (const c10::Error& error) {
+      progress_.clear();
+      print_warning(fmt::format(
+          "the check of iteration {} is left out: {}",
+          state_.iteration,
+          error.what_without_backtrace()));
+      return std::nullopt;
+    }
+  }
+
+  /// Nothing is written where a signal asks to stop before it is complete.
+  void write_row() {
+    nlohmann::ordered_json row = make_row(config_, state_);
+    std::optional<Evaluation> evaluation;
+    if (evaluation_is_due()) {
+      evaluation = evaluate();
+      if (!evaluation) {
+        return;
+      }
+      row["test_loss"] = evaluation->loss;
+      row["test_accuracy"] = evaluation->accuracy;
+      row["test_top5"] = evaluation->top5;
+    }
+    std::optional<NumericsReport> numerics;
+    if (check_is_due() && (numerics = check())) {
+      row.update(to_json(*numerics));
+    }
+    progress_.clear();
+    print_row(row);
+    if (numerics) {
+      print_numerics(state_.iteration, *numerics);
+      for (const auto& text :
+           warnings_of(*numerics, config_, state_.iteration)) {
+        print_warning(text);
+      }
+    }
+    if (evaluation) {
+      print_evaluation(state_.iteration, *evaluation);
+    }
+    log_.add(row);
+    state_.rows.push_back(row);
+    state_.since_row = SinceRow();
+  }
+
+  void save() {
+    if (state_.iteration == saved_) {
+      return;
+    }
+    if (!trainer_.weights_are_finite()) {
+      stop_on_bad("weights", NAN, state_.iteration);
+    }
+    checkpoints_.write(
+        make_checkpoint(config_, fingerprint_, state_, trainer_));
+    saved_ = state_.iteration;
+  }
+
+  [[noreturn]] void
+  stop_on_bad(const char* what, double value, int64_t iteration) {
+    const std::string origin = origin_of_non_finite(
+        trainer_.network(), trainer_.batch(iteration - 1), config_.amp);
+    progress_.clear();
+    throw support::Error(
+        fmt::format(
+            "expected the {} to be finite, but got {:g} at iteration {}",
+            what,
+            value,
+            iteration) +
+        (origin.empty()
+             ? ""
+             : ". The first value that is not finite is in " + origin) +
+        fmt::format(
+            ". Give a lower --learning-rate (now {:g})",
+            config_.learning_rate) +
+        (is_there(checkpoints_.last())
+             ? "; the last good checkpoint stays in " +
+                 checkpoints_.last().string() + "."
+             : "."));
+  }
+
+  const Config& config_;
+  std::string fingerprint_;
+  RunState state_;
+  int64_t saved_; // iteration of the last checkpoint
+  Trainer& trainer_;
+  const CheckpointFiles& checkpoints_;
+  Log& log_;
+  ProgressLine& progress_;
+};
+
+} // namespace training

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "train/step/memory_use.h"
+
+#include <cstdint>
+
+namespace training {
+
+/// How many images of a batch were classified right.
+struct Hits {
+  int64_t first = 0; // the class with the highest logit is the right one
+  int64_t top5 = 0; // the right one is among the five highest
+
+  Hits& operator+=(const Hits& other) {
+    first += other.first;
+    top5 += other.top5;
+    return *this;
+  }
+};
+
+/// What one training step has to tell.
+struct StepResult {
+  double loss = 0; // mean over the batch
+  Hits hits;
+  double milliseconds = 0;
+  double data_milliseconds = 0; // of these, waiting for the batch
+  MemoryUse memory;
+};
+
+/// What the test images have to tell.
+struct Evaluation {
+  double loss = 0; // mean over the images
+  double accuracy = 0; // 0 to 1
+  double top5 = 0; // likewise
+};
+
+} // namespace training
