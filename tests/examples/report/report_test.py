@@ -3,7 +3,8 @@
 
     MEMCNN_REPORT=FILE python3 report_test.py
 
-Exits with 77, which CTest shows as skipped, where matplotlib is missing.
+Exits with 77, which CTest shows as skipped, where a package that the report needs
+is missing.
 """
 
 import html.parser
@@ -18,6 +19,7 @@ import tempfile
 import unittest
 
 REPORT = os.environ["MEMCNN_REPORT"]
+NEEDED = ("jinja2", "matplotlib", "pandas")
 SKIPPED = 77
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 CITED = {"https://doi.org/10.21105/joss.01576", "https://arxiv.org/abs/1707.04585"}
@@ -51,9 +53,11 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.ids, self.links, self.figures = [], [], [], []
+        self.shown, self.of_runs = [], []  # checkboxes; classes in each figure
         self.text = ""
         self.feed(text)
         self.close()
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
         self.handle_startendtag(tag, attributes)
@@ -66,8 +70,13 @@ class Page(html.parser.HTMLParser):
                 self.ids.append(value)
             if key in ("href", "src", "xlink:href"):
                 self.links.append(value)
+            if key == "class" and value.startswith("of-"):
+                self.of_runs[-1].add(value)
         if tag == "svg":
             self.figures.append(dict(attributes)["aria-label"])
+            self.of_runs.append(set())
+        if tag == "input" and "checked" in dict(attributes):
+            self.shown.append(dict(attributes)["id"])
 
     def handle_endtag(self, tag):
         if not self.open or self.open.pop() != tag:
@@ -97,7 +106,6 @@ class Report(unittest.TestCase):
         if finished:
             results = {
                 "config": settings, "test_accuracy": 0.4367, "test_loss": 1.504,
-                "rows": rows,
                 "step": {
                     "median_ms_per_step": 1072.5,
                     "held_after_forward_bytes": 99584000,
@@ -169,9 +177,67 @@ class Report(unittest.TestCase):
         self.assertIn("unfinished: 70 of 200 iterations", page.text)
         self.assertIn("last line of the log was cut off", page.text)
 
+    def test_each_run_can_be_hidden_in_every_figure(self):
+        text = self.page_of(*self.three_runs())
+        page = Page(text)
+        self.assertEqual(page.shown, ["show-A", "show-B", "show-C"])
+        self.assertEqual(page.of_runs, 6 * [{"of-A", "of-B", "of-C"}])
+        self.assertIn("<title>C third</title>", text)  # of a line
+        for key in "ABC":
+            hidden = (
+                f".course:has(#show-{key}:not(:checked)) .of-{key} {{ display: none"
+            )
+            self.assertIn(hidden, text)
+
+    def test_single_run_has_nothing_to_hide(self):
+        page = Page(self.page_of(self.make("one", config("revnet38"), [row(200)])))
+        self.assertEqual(page.shown, [])
+        self.assertEqual(page.of_runs[0], {"of-A"})
+
     def test_same_files_give_same_bytes(self):
         runs = self.three_runs()
         self.assertEqual(self.page_of(*runs), self.page_of(*runs))
+
+    def test_missing_package_is_named_with_what_installs_it(self):
+        run = self.make("one", config("revnet38"), [row(200)])
+        for package in NEEDED:
+            hide = f"import runpy, sys; sys.modules[{package!r}] = None; "
+            start = f"runpy.run_path({REPORT!r}, run_name='__main__')"
+            done = subprocess.run(
+                [sys.executable, "-c", hide + start, run],
+                cwd=self.folder, capture_output=True, text=True,
+            )  # fmt: skip
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"import of {package} halted", done.stderr)
+            self.assertIn("apt-get install python3-matplotlib", done.stderr)
+            self.assertIn("pip install matplotlib pandas jinja2", done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+
+    def test_output_that_cannot_be_written_is_an_error(self):
+        run = self.make("one", config("revnet38"), [row(200)])
+        done = self.run_report(run, "--output", "none/report.html")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("none/report.html: expected a file that can be", done.stderr)
+        self.assertIn("Give another --output", done.stderr)
+
+    def test_twins_and_proportions_of_comparable_runs_are_shown(self):
+        rows = [row(i) for i in range(10, 201, 10)]
+        resnet = self.make("resnet", config("resnet32", engine="plain"), rows)
+        revnet = self.make("revnet", config("revnet38"), rows)
+        path = revnet / "results.json"
+        results = json.loads(path.read_text())
+        plain = results["step"] | {"median_ms_per_step": 800.25}
+        twins = {"steps": 7, "sequence": results["step"], "plain": plain}
+        path.write_text(json.dumps(results | {"comparison": twins}))
+        page = Page(self.page_of(resnet, revnet))
+        self.assertIn("B RevNet-38 sequence 7 1,072.5 95.0 114.4", page.text)
+        self.assertIn("B RevNet-38 plain 7 800.2 95.0 114.4", page.text)
+        self.assertIn("B to A 1.00 1.00 0.00", page.text)
+
+    def test_steps_of_unfinished_run_are_median_and_maximum_of_its_rows(self):
+        rows = [row(10, ms_per_step=11), row(20, ms_per_step=14, held_bytes=9 << 20)]
+        page = Page(self.page_of(self.make("open", config("revnet38"), rows, False)))
+        self.assertIn("unfinished – – 12.5 9.0 5.0 466,906", page.text)
 
     def test_what_files_say_is_escaped(self):
         evil = "<script>&\"'$x$"
@@ -208,7 +274,8 @@ class Report(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if importlib.util.find_spec("matplotlib") is None:
-        print("skipped: no matplotlib for", sys.executable)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"skipped: no {', '.join(missing)} for {sys.executable}")
         sys.exit(SKIPPED)
     unittest.main(verbosity=2)

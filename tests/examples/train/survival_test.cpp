@@ -208,7 +208,7 @@ TEST_P(EveryNetwork, StartsTrainsStopsGoesOnAndReports) {
 
   const std::string python = MEMCNN_REPORT_PYTHON;
   if (python.empty()) {
-    GTEST_SKIP() << "no Python with matplotlib: the report is left out";
+    GTEST_SKIP() << "no Python that can report: the page is left out";
   }
   const auto report =
       shell("'" + python + "' '" MEMCNN_REPORT "' whole results/*");

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""Fills page.html.j2: numbers as text, and what runs have in common."""
+
+import json
+import math
+import pathlib
+
+import jinja2
+from markupsafe import Markup
+
+from curves import POINTS, WINDOW
+from figures import COLOURS, DASHES, HEIGHT, MEBIBYTE, WIDTH, figures
+
+HERE = pathlib.Path(__file__).resolve().parent
+NAMES = {
+    "resnet32": "ResNet-32",
+    "resnet110": "ResNet-110",
+    "resnet164": "ResNet-164",
+    "revnet38": "RevNet-38",
+    "revnet110": "RevNet-110",
+    "revnet164": "RevNet-164",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "synthetic": "embedded synthetic images",
+}
+NOTHING = Markup('<span class="none">–</span>')
+MINUS = "\N{MINUS SIGN}"
+
+
+def decimals(value, digits, unit=None):
+    """A number for a table, or a dash."""
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value:,.{digits}f}".replace("-", MINUS)
+    return (
+        Markup('{} <span class="unit">{}</span>').format(text, unit) if unit else text
+    )
+
+
+def thousands(count):
+    return f"{count:,}"
+
+
+def percent(part):
+    return decimals(100 * part, 2)
+
+
+def mebibytes(size, unit=None, digits=1):
+    return decimals(size / MEBIBYTE, digits, unit)
+
+
+def duration(milliseconds):
+    """Hours and minutes as the paper has them; with seconds below 10 minutes."""
+    if math.isnan(milliseconds):
+        return NOTHING
+    seconds = round(milliseconds / 1000)
+    minutes = round(milliseconds / 60000)
+    if minutes >= 10:
+        return f"{minutes // 60}:{minutes % 60:02}"
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def counted(count, noun):
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def named(name):
+    return NAMES.get(name, name)
+
+
+def engine(config):
+    text = config["engine"]
+    bits = config.get("fractional_bits")
+    if bits is not None:
+        text += f", exact ({bits} fractional bits)"
+    if config.get("memory_budget_mib"):
+        text += f", memory budget {config['memory_budget_mib']} MiB"
+    if text != "plain" and not config.get("checkpoint_transitions", True):
+        text += ", transitions kept"
+    if config.get("amp"):
+        text += ", bfloat16"
+    if config.get("memory_format", "channels-last") != "channels-last":
+        text += f", {config['memory_format']}"
+    return text
+
+
+def device(info):
+    name = info["device"]
+    threads = counted(info["threads"], "thread")
+    return f"{name}, {threads}" if name.startswith("cpu") else name
+
+
+def lede(runs):
+    finished = sum(run.finished for run in runs)
+    state = f"{finished} finished" if finished else "none finished"
+    if finished == len(runs):
+        state = "all finished" if len(runs) > 1 else "finished"
+    models, data_sets = (
+        ", ".join(dict.fromkeys(named(run.config[name]) for run in runs))
+        for name in ("model", "dataset")
+    )
+    return f"{counted(len(runs), 'run')} of memcnn_train, {state}: {models} on {data_sets}."
+
+
+def deviations(run, recipe):
+    """How a run's recipe is not the published one, in words."""
+    found = [
+        f"{name.replace('_', ' ')} {run.config[name]:,}"
+        for name, value in recipe.items()
+        if name != "source" and run.config[name] != value
+    ]
+    if not run.finished:
+        found.insert(0, f"unfinished, iteration {run.iteration:,}")
+    return found
+
+
+def minutes(hours_and_minutes):
+    whole, rest = hours_and_minutes.split(":")
+    return 60 * int(whole) + int(rest)
+
+
+def ratio(ours, theirs):
+    return ours / theirs if theirs else math.nan
+
+
+def of(runs, model, data_set):
+    return [
+        run
+        for run in runs
+        if (run.config["model"], run.config["dataset"]) == (model, data_set)
+    ]
+
+
+def circumstances(run):
+    """What has to be the same for times and memory to be comparable."""
+    config = [run.config.get(name) for name in ("batch_size", "amp", "memory_format")]
+    return [run.info["device"], *config]
+
+
+def comparable(runs, others):
+    """Each run with the first of others like it, if there is one."""
+    for run in runs:
+        for other in others:
+            if circumstances(run) == circumstances(other):
+                yield run, other
+                break
+
+
+def setting(value):
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings(runs):
+    """Everything that the runs' files say about how they were made, as text: what
+    differs, with a text a run, and what does not."""
+    all_settings = [run.config | run.info for run in runs]
+    names = dict.fromkeys(name for found in all_settings for name in found)
+    del names["config"]
+    texts = {
+        name: [setting(found.get(name)) for found in all_settings] for name in names
+    }
+    shared = {name: found[0] for name, found in texts.items() if len(set(found)) == 1}
+    different = {name: found for name, found in texts.items() if name not in shared}
+    return {"different": different, "shared": shared}
+
+
+def page(runs, title):
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for function in (
+        *(decimals, thousands, percent, mebibytes, duration, minutes, ratio),
+        *(named, engine, device, lede, deviations, of, comparable, settings),
+    ):
+        environment.filters[function.__name__] = function
+    return environment.get_template("page.html.j2").render(
+        runs=runs,
+        title=title,
+        top5=any(len(run.tests("test_top5")) for run in runs),
+        nothing=NOTHING,
+        figures=figures(runs),
+        published=json.loads((HERE / "published.json").read_text(encoding="utf-8")),
+        width=WIDTH,
+        height=HEIGHT,
+        colours=COLOURS,
+        dashes=len(DASHES),
+        window=WINDOW,
+        points=POINTS,
+    )
