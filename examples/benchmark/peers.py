@@ -21,7 +21,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-PACKAGES = {"plain": "torch", "checkpoint": "torch", "memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib"}
+PACKAGES = {
+    "plain": "torch",
+    "checkpoint": "torch",
+    "memcnn": "memcnn",
+    "revtorch": "revtorch",
+    "revlib": "revlib",
+}
 
 
 class Branch(torch.nn.Sequential):
@@ -30,8 +36,13 @@ class Branch(torch.nn.Sequential):
     def __init__(self, channels):
         layers = []
         for _ in range(2):
-            layers += [torch.nn.BatchNorm2d(channels), torch.nn.ReLU(inplace=True),
-                       torch.nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)]
+            layers += [
+                torch.nn.BatchNorm2d(channels),
+                torch.nn.ReLU(inplace=True),
+                torch.nn.Conv2d(
+                    channels, channels, kernel_size=3, padding=1, bias=False
+                ),
+            ]
         super().__init__(*layers)
 
 
@@ -42,7 +53,9 @@ class Network(torch.nn.Module):
         super().__init__()
         self.stem = torch.nn.Conv2d(3, 2 * channels, kernel_size=3, padding=1)
         self.pairs = torch.nn.ModuleList(
-            torch.nn.ModuleList([Branch(channels), Branch(channels)]) for _ in range(depth))
+            torch.nn.ModuleList([Branch(channels), Branch(channels)])
+            for _ in range(depth)
+        )
 
 
 def couple(f, g, x1, x2):
@@ -52,12 +65,14 @@ def couple(f, g, x1, x2):
 
 # Engines: from a network to a function of the stem's output that returns the halves of the last output.
 
+
 def plain(network):
     def run(x):
         halves = x.chunk(2, dim=1)
         for f, g in network.pairs:
             halves = couple(f, g, *halves)
         return halves
+
     return run
 
 
@@ -69,22 +84,29 @@ def checkpoint(network):
         for f, g in network.pairs:
             halves = recomputed(couple, f, g, *halves, use_reentrant=False)
         return halves
+
     return run
 
 
 def memcnn(network):
     import memcnn as package
-    wrappers = [package.InvertibleModuleWrapper(package.AdditiveCoupling(f, g)) for f, g in network.pairs]
+
+    wrappers = [
+        package.InvertibleModuleWrapper(package.AdditiveCoupling(f, g))
+        for f, g in network.pairs
+    ]
 
     def run(x):
         for wrapper in wrappers:
             x = wrapper(x)
         return x.chunk(2, dim=1)
+
     return run
 
 
 def revtorch(network):
     from revtorch.revtorch import ReversibleBlock, ReversibleSequence
+
     blocks = torch.nn.ModuleList(ReversibleBlock(f, g) for f, g in network.pairs)
     sequence = ReversibleSequence(blocks)
     return lambda x: sequence(x).chunk(2, dim=1)
@@ -92,11 +114,20 @@ def revtorch(network):
 
 def revlib(network):
     import revlib as package
-    sequence = package.ReversibleSequential(*(branch for pair in network.pairs for branch in pair))
+
+    sequence = package.ReversibleSequential(
+        *(branch for pair in network.pairs for branch in pair)
+    )
     return lambda x: sequence(x).chunk(2, dim=1)
 
 
-ENGINES = {"plain": plain, "checkpoint": checkpoint, "memcnn": memcnn, "revtorch": revtorch, "revlib": revlib}
+ENGINES = {
+    "plain": plain,
+    "checkpoint": checkpoint,
+    "memcnn": memcnn,
+    "revtorch": revtorch,
+    "revlib": revlib,
+}
 
 
 class Step:
@@ -116,7 +147,12 @@ class Step:
         self.network.zero_grad(set_to_none=True)
 
     def gradients(self):
-        return torch.cat([parameter.grad.double().flatten() for parameter in self.network.parameters()])
+        return torch.cat(
+            [
+                parameter.grad.double().flatten()
+                for parameter in self.network.parameters()
+            ]
+        )
 
 
 def timed(step):
@@ -141,10 +177,15 @@ def measured_memory(step):
         loss.backward()
         del loss
     events = list(profiler.profiler.kineto_results.events())
-    begin, middle = (max(event.start_ns() for event in events if event.name() == name)
-                     for name in ("step begins", "forward ends"))
-    reports = sorted((event.start_ns(), event.nbytes()) for event in events
-                     if event.name() == "[memory]" and event.start_ns() > begin)
+    begin, middle = (
+        max(event.start_ns() for event in events if event.name() == name)
+        for name in ("step begins", "forward ends")
+    )
+    reports = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]" and event.start_ns() > begin
+    )
     saved = held = peak = 0
     for when, size in reports:
         held += size
@@ -158,7 +199,9 @@ def measurement(name, options):
     torch.manual_seed(options.seed)
     memory_format = FORMATS[options.memory_format]
     network = Network(options.depth, options.channels).to(memory_format=memory_format)
-    image = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=memory_format)
+    image = torch.randn(options.batch, 3, options.size, options.size).contiguous(
+        memory_format=memory_format
+    )
 
     reference = Step(plain, network, image)
     reference()
@@ -184,21 +227,34 @@ def measurement(name, options):
         timed(step)
     times = [timed(step) for _ in range(options.steps)]
     steps = [sum(pair) for pair in times]
-    return result | {
-        "step_s": statistics.median(steps),
-        "forward_s": statistics.median(forward for forward, _ in times),
-        "backward_s": statistics.median(backward for _, backward in times),
-        "step_min_s": min(steps),
-    } | measured_memory(step)
+    return (
+        result
+        | {
+            "step_s": statistics.median(steps),
+            "forward_s": statistics.median(forward for forward, _ in times),
+            "backward_s": statistics.median(backward for _, backward in times),
+            "step_min_s": min(steps),
+        }
+        | measured_memory(step)
+    )
 
 
 def setting(name, options):
     version = None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version(PACKAGES[name])
-    return {"engine": name, "version": version, "torch": torch.__version__, "depth": options.depth,
-            "channels": options.channels, "batch": options.batch, "size": options.size, "device": "cpu",
-            "threads": options.threads, "memory_format": options.memory_format}
+    return {
+        "engine": name,
+        "version": version,
+        "torch": torch.__version__,
+        "depth": options.depth,
+        "channels": options.channels,
+        "batch": options.batch,
+        "size": options.size,
+        "device": "cpu",
+        "threads": options.threads,
+        "memory_format": options.memory_format,
+    }
 
 
 def print_row(name, options):
@@ -211,25 +267,54 @@ def print_row(name, options):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
     def engines(text):
         names = text.split(",")
         unknown = [name for name in names if name not in ENGINES]
         if unknown:
-            raise argparse.ArgumentTypeError(f"expected engines out of {', '.join(ENGINES)}, but got {unknown[0]}")
+            raise argparse.ArgumentTypeError(
+                f"expected engines out of {', '.join(ENGINES)}, but got {unknown[0]}"
+            )
         return names
 
-    parser.add_argument("--engines", type=engines, default=list(ENGINES), help=", ".join(ENGINES) + " (default: all)")
-    for name, default, text in (("depth", 27, "couplings"), ("channels", 16, "of one half"), ("batch", 20, "images"),
-                                ("size", 32, "height and width of an image"), ("steps", 15, "timed steps"),
-                                ("warmup", 2, "steps before the timed ones"), ("threads", 2, "on the CPU"),
-                                ("seed", 0, "of weights and image")):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
-    parser.add_argument("--memory-format", choices=FORMATS, default="contiguous",
-                        help="of weights and image (default: contiguous)")
-    parser.add_argument("--json", action="store_true", help="accepted for sweep.sh: there is no other output")
-    parser.add_argument("--in-process", action="store_true", help="no process of its own for each engine")
+    parser.add_argument(
+        "--engines",
+        type=engines,
+        default=list(ENGINES),
+        help=", ".join(ENGINES) + " (default: all)",
+    )
+    for name, default, text in (
+        ("depth", 27, "couplings"),
+        ("channels", 16, "of one half"),
+        ("batch", 20, "images"),
+        ("size", 32, "height and width of an image"),
+        ("steps", 15, "timed steps"),
+        ("warmup", 2, "steps before the timed ones"),
+        ("threads", 2, "on the CPU"),
+        ("seed", 0, "of weights and image"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--memory-format",
+        choices=FORMATS,
+        default="contiguous",
+        help="of weights and image (default: contiguous)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="accepted for sweep.sh: there is no other output",
+    )
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="no process of its own for each engine",
+    )
     return parser.parse_args()
 
 
@@ -240,10 +325,25 @@ def main():
         if options.in_process:
             print_row(name, options)
         else:
-            command = [sys.executable, __file__, *sys.argv[1:], "--engines", name, "--in-process"]
-            child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+            command = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                "--engines",
+                name,
+                "--in-process",
+            ]
+            child = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                check=False,
+            )
             row = child.stdout.strip() or json.dumps(
-                setting(name, options) | {"error": f"its process ended with code {child.returncode}"})
+                setting(name, options)
+                | {"error": f"its process ended with code {child.returncode}"}
+            )
             print(row, flush=True)
 
 

@@ -40,15 +40,13 @@ HOLE = None  # a part of a message that is filled in when it is raised
 
 def without_comments(text):
     """The text with its comments blanked out, strings left alone."""
-    pattern = re.compile(
-        STRING + r"|'(?:\\.|[^'\\])'|//[^\n]*|/\*.*?\*/", re.DOTALL
-    )
-    return pattern.sub(
-        lambda found: re.sub(r"[^\n]", " ", found[0])
-        if found[0].startswith("/")
-        else found[0],
-        text,
-    )
+    pattern = re.compile(STRING + r"|'(?:\\.|[^'\\])'|//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+    def blanked(found):
+        comment = found[0].startswith("/")
+        return re.sub(r"[^\n]", " ", found[0]) if comment else found[0]
+
+    return pattern.sub(blanked, text)
 
 
 def arguments(text, start):
@@ -74,9 +72,7 @@ def arguments(text, start):
 def content(literals):
     """What adjacent string literals say, joined."""
     joined = "".join(found[1:-1] for found in re.findall(STRING, literals))
-    return re.sub(
-        r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), joined
-    )
+    return re.sub(r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), joined)
 
 
 def cpp_messages(text):
@@ -172,9 +168,7 @@ def main(arguments):
 
     page = re.sub(r"\s+", " ", (root / PAGE).read_text(encoding="utf-8"))
     missing = [
-        (path, message)
-        for path, message in found
-        if not pattern(message).search(page)
+        (path, message) for path, message in found if not pattern(message).search(page)
     ]
     for path, message in missing:
         print(f"{path}: not in {PAGE}: {printed(message)}")

@@ -21,9 +21,7 @@ INDEX = "docs/api/README.md"
 SKIPPED = {"build", "data", "results", ".git"}
 
 TYPE = re.compile(r"^(?:class|struct|enum class) (\w+)\b(?!;)", re.M)
-FUNCTION = re.compile(
-    r"^(?:inline )?(?:const )?[\w:]+(?:<[^>]*>)?[&*]? (\w+)\(", re.M
-)
+FUNCTION = re.compile(r"^(?:inline )?(?:const )?[\w:]+(?:<[^>]*>)?[&*]? (\w+)\(", re.M)
 OPTIONS = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.M | re.S)
 OPTION = re.compile(r"TORCH_ARG\((.+), (\w+)\) = ([^;]+);")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.M)
@@ -80,8 +78,7 @@ def check_options(root):
     for header in public_headers(root):
         for struct, body in OPTIONS.findall(public_part(header)):
             expected = {
-                (name, type_, default)
-                for type_, name, default in OPTION.findall(body)
+                (name, type_, default) for type_, name, default in OPTION.findall(body)
             }
             if not expected:
                 continue
@@ -94,9 +91,7 @@ def check_options(root):
                 yield f"docs/api: expected one heading 'Options: `{struct}`'."
                 continue
             page, text = tables[0]
-            found = set(
-                re.findall(r"^\| `(\w+)` \| `(.+?)` \| `(.+?)` \|", text, re.M)
-            )
+            found = set(re.findall(r"^\| `(\w+)` \| `(.+?)` \| `(.+?)` \|", text, re.M))
             for name, type_, default in sorted(expected ^ found):
                 where = "header" if (name, type_, default) in expected else page
                 yield (

@@ -92,9 +92,7 @@ def wave(shape, phase):
 
 def fill(name, tensor):
     """The values of an entry of a state dict: values_of() in weights_test.cpp."""
-    phase = sum(
-        (index + 1) * ord(letter) for index, letter in enumerate(name)
-    )
+    phase = sum((index + 1) * ord(letter) for index, letter in enumerate(name))
     values = wave(tensor.shape, float(phase))
     if tensor.dim() == 4:
         values *= (2.0 / tensor[0].numel()) ** 0.5

@@ -148,9 +148,7 @@ int main() {{
 
 
 def program(examples):
-    includes = dict.fromkeys(
-        line for example in examples for line in example.includes
-    )
+    includes = dict.fromkeys(line for example in examples for line in example.includes)
     return PROGRAM.format(
         includes="\n".join(includes),
         definitions="\n\n".join(
