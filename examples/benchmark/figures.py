@@ -1,26 +1,24 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draw what memcnn_benchmark measured at several depths, beside Python packages measured on the same network.
+"""Draws what memcnn_benchmark measured at several depths, beside Python packages
+measured on the same network.
 
-Two SVG figures: memory held after forward against depth, and step time in units of ordinary autograd against depth.
-Reads files of JSON lines, one object per engine and depth: those of memcnn_benchmark (see sweep.sh) and, optionally,
-those of a script that measures Python packages and prints the same fields. Measures nothing itself.
+Two SVG figures against depth: memory held after forward, and step time in units of
+ordinary autograd. Reads files of JSON lines, one object an engine and depth: those of
+memcnn_benchmark (see sweep.sh) and, optionally, of peers.py. Measures nothing itself.
+It needs matplotlib and pandas: apt-get install python3-matplotlib python3-pandas.
 """
+
 import argparse
-import json
-import math
 import pathlib
 import sys
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib import ticker  # noqa: E402
+import matplotlib.figure
+import pandas
+from matplotlib import ticker
 
 INK, FAINT, GRID = "#1f2328", "#59636e", "#e4e7eb"
-
-# Engine in the file: (label, colour). Ours are solid with full marks, the Python ones dashed with open marks.
 OURS = {
     "plain": ("plain autograd", "#59636e"),
     "checkpoint": ("checkpoint", "#9a6700"),
@@ -33,129 +31,82 @@ PYTHON = {
     "revtorch": ("RevTorch (Python)", "#1a7f37"),
     "revlib": ("revlib (Python)", "#bc4c9b"),
 }
-ALIASES = {
-    "memcnn-keep-first": "memcnn"
-}  # the workaround stands in where the engine itself fails
-SETTING = ("channels", "batch", "size", "device", "threads", "memory_format")
+MEMORY_TITLE = "Memory held after the forward pass (MiB)"
+TIME_TITLE = "Time of a training step (1 = plain autograd)"
+SETTING = ["channels", "batch", "size", "device", "threads", "memory_format"]
+MEASURED = ["engine", "depth", "step_s", "saved_bytes", *SETTING]
 
 
 class DataError(Exception):
-    pass
+    """What the user has to know, and can do something about."""
 
 
 def read_rows(paths):
-    rows = []
-    for path in paths:
-        try:
-            lines = path.read_text().splitlines()
-        except OSError as error:
-            raise DataError(
-                f"expected {path} to be a file of JSON lines, but {error.strerror}."
-            ) from error
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"expected a JSON object in {path}, line {number}, but {error}."
-                ) from error
-            if not isinstance(row, dict) or "engine" not in row:
-                raise DataError(
-                    f'expected an object with "engine" in {path}, line {number}, but got {line[:60]}.'
-                )
-            if row.get("error"):
-                print(
-                    f"{path}, line {number}: left out {row['engine']}: {row['error']}",
-                    file=sys.stderr,
-                )
-                continue
-            missing = [
-                name
-                for name in ("depth", "step_s", "saved_bytes", *SETTING)
-                if row.get(name) is None
-            ]
-            if missing:
-                raise DataError(
-                    f"expected {', '.join(missing)} in {path}, line {number} (engine {row['engine']}), "
-                    "but there is none."
-                )
-            rows.append(row)
-    if paths and not rows:
-        raise DataError(
-            f"expected measurements in {', '.join(map(str, paths))}, but there are none."
-        )
+    """The measurements of all files; an engine that failed is said and left out."""
+    rows = pandas.concat([read_file(path) for path in paths], ignore_index=True)
+    if "error" in rows:
+        for row in rows[rows["error"].notna()].itertuples():
+            print(f"left out {row.engine} at {row.depth}: {row.error}", file=sys.stderr)
+        rows = rows[rows["error"].isna()]
+    missing = [name for name in MEASURED if name not in rows or rows[name].isna().any()]
+    if missing or rows.empty:
+        places = ", ".join(map(str, paths))
+        what = ", ".join(missing) or "measurements"
+        raise DataError(f"expected {what} in every line of {places}.")
     return rows
 
 
-def check_same_setting(rows):
-    settings = sorted({tuple(row[name] for name in SETTING) for row in rows}, key=str)
+def read_file(path):
+    try:
+        with path.open(encoding="utf-8") as file:
+            return pandas.read_json(file, lines=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"expected {path} to have lines of JSON, but {error}."
+        ) from error
+
+
+def setting_of(rows):
+    """What all rows were measured under."""
+    rows = rows.reindex(columns=[*SETTING, "dtype", "coupling"])
+    rows = rows.fillna({"dtype": "float32", "coupling": "additive"})
+    settings = rows.drop_duplicates()
     if len(settings) > 1:
-        texts = [
-            "; ".join(f"{name} {value}" for name, value in zip(SETTING, setting))
-            for setting in settings
-        ]
-        raise DataError(
-            f"expected one setting in all files, but got several: {' | '.join(texts)}."
-        )
-    return dict(zip(SETTING, settings[0]))
+        texts = settings.to_string(index=False)
+        raise DataError(f"expected one setting in all files, but got several:\n{texts}")
+    return settings.to_dict("records")[0]
 
 
-def dtype_of(rows):
-    dtypes = sorted({row.get("dtype", "float32") for row in rows})
-    couplings = sorted({row.get("coupling", "additive") for row in rows})
-    if len(dtypes) > 1 or len(couplings) > 1:
-        raise DataError(
-            f"expected one dtype and coupling in all files, but got {', '.join(dtypes + couplings)}."
-        )
-    return dtypes[0]
+def lines_of(rows, value):
+    """A column for each engine, by depth."""
+    rows = rows.drop_duplicates(["engine", "depth"])
+    return rows.pivot(index="depth", columns="engine", values=value)
 
 
-def series(rows, known, value):
-    """For every known engine with data: {depth: value}, in the order of `known`."""
-    found = {name: {} for name in known}
-    for row in rows:
-        name = ALIASES.get(row["engine"], row["engine"])
-        if name in known:
-            number = value(row)
-            if number is not None and math.isfinite(number):
-                found[name].setdefault(row["depth"], number)
-    return {
-        name: dict(sorted(points.items())) for name, points in found.items() if points
-    }
-
-
-def mebibytes_held(row):
-    return row["saved_bytes"] / 2**20
-
-
-def time_to_plain(rows):
-    """The ratio from interleaved steps where it was measured, else to the plain engine of the same file."""
-    plain = {row["depth"]: row["step_s"] for row in rows if row["engine"] == "plain"}
-
-    def ratio(row):
-        if row.get("ratio_to_plain") is not None:
-            return row["ratio_to_plain"]
-        if row["depth"] not in plain:
-            raise DataError(
-                f"expected the engine plain at depth {row['depth']}, to compare {row['engine']} with, "
-                "but there is none."
-            )
-        return row["step_s"] / plain[row["depth"]]
-
-    return ratio
+def add_values(rows):
+    """Time by interleaved steps where it was measured, else that of the engine plain
+    of the same files."""
+    plain = rows[rows["engine"] == "plain"].drop_duplicates("depth")
+    plain = plain.set_index("depth")["step_s"]
+    to_plain = rows["step_s"] / rows["depth"].map(plain)
+    measured = rows["ratio_to_plain"] if "ratio_to_plain" in rows else to_plain
+    rows = rows.assign(
+        mebibytes=rows["saved_bytes"] / 2**20,
+        time=measured.fillna(to_plain),
+        # The workaround stands in where the engine itself fails.
+        engine=rows["engine"].replace("memcnn-keep-first", "memcnn"),
+    )
+    if rows["time"].isna().any():
+        raise DataError("expected the engine plain at every depth, to compare with.")
+    return rows
 
 
 def new_axes(title, subtitle, depths):
-    figure, axes = plt.subplots(figsize=(8.2, 4.6))
-    figure.subplots_adjust(left=0.085, right=0.70, top=0.83, bottom=0.125)
-    figure.text(
-        0.085, 0.935, title, fontsize=13, fontweight="bold", color=INK, ha="left"
-    )
-    figure.text(0.085, 0.875, subtitle, fontsize=9, color=FAINT, ha="left")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    figure = matplotlib.figure.Figure(figsize=(8.2, 4.6))
+    axes = figure.add_axes((0.085, 0.125, 0.615, 0.705))
+    figure.text(0.085, 0.935, title, fontsize=13, fontweight="bold", color=INK)
+    figure.text(0.085, 0.875, subtitle, fontsize=9, color=FAINT)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -165,140 +116,48 @@ def new_axes(title, subtitle, depths):
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.tick_params(axis="x", length=3)
     axes.set_xlabel("couplings, one after the other", color=FAINT, fontsize=9)
-    return figure, axes
+    return axes
 
 
-def draw_line(axes, points, colour, python):
-    axes.plot(
-        list(points),
-        list(points.values()),
-        color=colour,
-        linewidth=1.6 if python else 2.2,
-        linestyle=(0, (4, 2.4)) if python else "-",
-        marker="o",
-        markersize=8.5 if python else 4.5,
-        markerfacecolor="none" if python else colour,
-        markeredgewidth=1.3,
-        zorder=3 if python else 2,
-        clip_on=False,
+def draw(title, subtitle, ours, theirs, scale, output):
+    axes = new_axes(title, subtitle, sorted({*ours.index, *theirs.index}))
+    full = {"linewidth": 2.2, "markersize": 4.5, "zorder": 2}
+    open_ = {
+        "linewidth": 1.6,
+        "markersize": 8.5,
+        "markerfacecolor": "none",
+        "zorder": 3,
+    }
+    open_ |= {"linestyle": (0, (4, 2.4)), "markeredgewidth": 1.3}
+    for lines, known, style in ((ours, OURS, full), (theirs, PYTHON, open_)):
+        for engine, (label, colour) in known.items():
+            if engine in lines:
+                line = lines[engine].dropna()
+                style |= {"color": colour, "label": label}
+                axes.plot(line.index, line, marker="o", clip_on=False, **style)
+    scale(axes)
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        labelcolor="linecolor",
+        fontsize=9,
+        handlelength=2.6,
+        labelspacing=0.8,
     )
-
-
-def spread(wanted, gap, low, high):
-    """Places near the wanted ones, at least a gap apart, between low and high; of equals the first is the highest."""
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], -i))
-    groups = []  # of neighbours a gap apart, centred on what they want
-    for i in order:
-        groups.append([i])
-        while (
-            len(groups) > 1
-            and ladder(groups[-1], wanted, gap)[0] - ladder(groups[-2], wanted, gap)[-1]
-            < gap
-        ):
-            last = groups.pop()
-            groups[-1] += last
-    places = [place for group in groups for place in ladder(group, wanted, gap)]
-    for k, place in enumerate(places):
-        places[k] = max(place, low if k == 0 else places[k - 1] + gap)
-    for k in reversed(range(len(places))):
-        places[k] = min(
-            places[k], high if k == len(places) - 1 else places[k + 1] - gap
-        )
-    return [place for _, place in sorted(zip(order, places))]
-
-
-def ladder(members, wanted, gap):
-    """Places of a group: a gap apart, around the mean of what its members want."""
-    centre = sum(wanted[i] for i in members) / len(members)
-    return [centre + gap * (k - (len(members) - 1) / 2) for k in range(len(members))]
-
-
-def label_ends(axes, lines):
-    """Names every line at its right end; labels that would overlap move apart, with a thin line to their end."""
-    axes.figure.canvas.draw()
-    box = axes.get_window_extent()
-    ends = [
-        axes.transData.transform((max(points), points[max(points)]))
-        for _, points, *_ in lines
-    ]
-    pixels = axes.figure.dpi / 72
-    places = spread([y for _, y in ends], 13.5 * pixels, box.y0, box.y1)
-    for (label, _, colour, weight), (x, y), place in zip(lines, ends, places):
-        start, corner, text = axes.transAxes.inverted().transform(
-            [
-                (x + 7 * pixels, y),
-                (box.x1 + 20 * pixels, place),
-                (box.x1 + 24 * pixels, place),
-            ]
-        )
-        axes.plot(
-            [start[0], corner[0]],
-            [start[1], corner[1]],
-            transform=axes.transAxes,
-            color=colour,
-            linewidth=0.7,
-            alpha=0.7,
-            clip_on=False,
-            zorder=1,
-        )
-        axes.text(
-            text[0],
-            text[1],
-            label,
-            transform=axes.transAxes,
-            color=colour,
-            fontsize=9.5,
-            va="center",
-            fontweight=weight,
-            clip_on=False,
-        )
-
-
-def draw(title, subtitle, ours, theirs, output, scale):
-    depths = sorted(
-        {depth for points in (*ours.values(), *theirs.values()) for depth in points}
-    )
-    figure, axes = new_axes(title, subtitle, depths)
-    for name, points in theirs.items():
-        draw_line(axes, points, PYTHON[name][1], python=True)
-    for name, points in ours.items():
-        draw_line(axes, points, OURS[name][1], python=False)
-    lines = [
-        (OURS[name][0], points, OURS[name][1], "normal" if name == "plain" else "bold")
-        for name, points in ours.items()
-    ]
-    lines += [
-        (PYTHON[name][0], points, PYTHON[name][1], "normal")
-        for name, points in theirs.items()
-    ]
-    scale(axes, [number for _, points, *_ in lines for number in points.values()])
-    label_ends(axes, lines)
     output.parent.mkdir(parents=True, exist_ok=True)
-    metadata = (
-        {"Date": None, "Creator": None, "Title": title}
-        if output.suffix == ".svg"
-        else None
-    )
-    figure.savefig(output, facecolor="white", metadata=metadata)
-    plt.close(figure)
+    metadata = {"Date": None, "Creator": None, "Title": title}
+    axes.figure.savefig(output, format="svg", facecolor="white", metadata=metadata)
 
 
-def memory_scale(axes, values):
+def memory_scale(axes):
     axes.set_yscale("log")
-    axes.set_ylim(min(values) / 1.6, max(values) * 1.3)
-    ticks = [
-        tick
-        for power in range(-4, 7)
-        for tick in (10.0**power, 3 * 10.0**power)
-        if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]
-    ]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def time_scale(axes, values):
-    low, high = min(*values, 0.9), max(*values, 1.5)
-    axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+def time_scale(axes):
     axes.yaxis.set_major_locator(ticker.MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
@@ -306,72 +165,44 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--benchmark",
-        type=pathlib.Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="JSON lines of memcnn_benchmark",
-    )
-    parser.add_argument(
-        "--peers",
-        type=pathlib.Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="JSON lines of the Python packages, with the engine plain among them",
-    )
-    parser.add_argument(
-        "--memory",
-        type=pathlib.Path,
-        required=True,
-        metavar="SVG",
-        help="figure of memory to write",
-    )
-    parser.add_argument(
-        "--time",
-        type=pathlib.Path,
-        required=True,
-        metavar="SVG",
-        help="figure of time to write",
-    )
+    for name, metavar, text in (
+        ("benchmark", "FILE", "JSON lines of memcnn_benchmark"),
+        ("peers", "FILE", "JSON lines of the Python packages, plain among them"),
+        ("memory", "SVG", "figure of memory to write"),
+        ("time", "SVG", "figure of time to write"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=pathlib.Path,
+            nargs="+" if metavar == "FILE" else None,
+            required=name != "peers",
+            metavar=metavar,
+            help=text,
+        )
     return parser.parse_args()
 
 
 def main():
     arguments = parse_arguments()
-    ours, theirs = read_rows(arguments.benchmark), read_rows(arguments.peers)
-    setting = check_same_setting(ours + theirs)
+    ours = read_rows(arguments.benchmark)
+    theirs = read_rows(arguments.peers) if arguments.peers else ours[:0]
+    setting = setting_of(pandas.concat([ours, theirs]))
+    ours, theirs = add_values(ours), add_values(theirs)
+    threads = f"{setting['threads']} CPU threads"
     subtitle = (
-        f"2 × {setting['channels']} channels, batch {setting['batch']}, "
-        f"{setting['size']} × {setting['size']}, {dtype_of(ours)} {setting['memory_format']}, "
-    )
-    subtitle += (
-        f"{setting['threads']} CPU threads" if setting["device"] == "cpu" else "one GPU"
-    )
-    if theirs:
+        "2 × {channels} channels, batch {batch}, {size} × {size}, {dtype} "
+        "{memory_format}, "
+    ).format(**setting)
+    subtitle += threads if setting["device"] == "cpu" else "one GPU"
+    if len(theirs):
         subtitle += "; dashed: Python packages"
-
-    plt.rcParams.update(
-        {"svg.hashsalt": "memcnn", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
-    )
-    draw(
-        "Memory held after the forward pass (MiB)",
-        subtitle,
-        series(ours, OURS, mebibytes_held),
-        series(theirs, PYTHON, mebibytes_held),
-        arguments.memory,
-        memory_scale,
-    )
-    draw(
-        "Time of a training step (1 = plain autograd)",
-        subtitle,
-        series(ours, OURS, time_to_plain(ours)),
-        series(theirs, PYTHON, time_to_plain(theirs)),
-        arguments.time,
-        time_scale,
-    )
+    matplotlib.rcParams.update({"svg.hashsalt": "memcnn", "svg.fonttype": "path"})
+    for title, value, scale, output in (
+        (MEMORY_TITLE, "mebibytes", memory_scale, arguments.memory),
+        (TIME_TITLE, "time", time_scale, arguments.time),
+    ):
+        lines = lines_of(ours, value), lines_of(theirs, value)
+        draw(title, subtitle, *lines, scale, output)
 
 
 if __name__ == "__main__":
