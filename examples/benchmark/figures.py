@@ -69,7 +69,7 @@ def read_file(path):
 def setting_of(rows):
     """What all rows were measured under."""
     rows = rows.reindex(columns=[*SETTING, "dtype", "coupling"])
-    rows = rows.fillna({"dtype": "float32", "coupling": "additive"})
+    rows = rows.astype(object).fillna({"dtype": "float32", "coupling": "additive"})
     settings = rows.drop_duplicates()
     if len(settings) > 1:
         texts = settings.to_string(index=False)
