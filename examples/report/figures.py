@@ -54,6 +54,11 @@ STYLE = {
 }
 
 
+def identity_of(run):
+    """What tells a run's lines and labels from others."""
+    return {"color": f"#0500{run.number % COLOURS:02x}", "gid": f"of-{run.key}"}
+
+
 class Figure:
     """One quantity of all runs against iterations."""
 
@@ -71,8 +76,7 @@ class Figure:
         self.seen = []  # columns that have to be seen whole
 
     def plot(self, run, at, values, **style):
-        colour = f"#0500{run.number % COLOURS:02x}"
-        self.axes.plot(at, values, color=colour, gid=f"of-{run.key}", **style)
+        self.axes.plot(at, values, **identity_of(run), **style)
 
     def behind(self, run, values):
         """Raw rows: faint, and cut where they leave the figure."""
@@ -156,9 +160,8 @@ class Figure:
                 self.write(run, run.key, end, fontweight="bold", **beside)
 
     def write(self, run, text, place, **style):
-        colour = f"#0500{run.number % COLOURS:02x}"
-        style |= {"color": colour, "gid": f"of-{run.key}", "va": "center"}
-        self.axes.annotate(text, place, annotation_clip=False, **style)
+        style |= {"va": "center", "annotation_clip": False}
+        self.axes.annotate(text, place, **identity_of(run), **style)
 
     def height_of(self, x, y):
         """Where a point is, as a part of the figure's height."""
