@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Reads and writes Python's pickle format, as far as tensors in dicts need it.
-// A pickle is a program for a stack machine that may import and call anything:
-// here it gets what class Objects hands out, and nothing else.
+// Reads Python's pickle format, as far as tensors in dicts need it. A pickle is
+// a program for a stack machine that may import and call anything: here it gets
+// what class Objects hands out, and nothing else. saved_tensors.h says what.
 
 #include "support/error.h"
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <cstring>
 #include <deque>
-#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,13 +22,13 @@ namespace training::pickle {
 
 struct Value;
 
-struct None {};
+/// None, a bool or a float: nothing here asks which.
+struct Other {};
 struct Tuple {
   std::vector<const Value*> items;
 };
-struct List {
-  std::vector<const Value*> items;
-};
+/// A list, without what it holds: no tensor of a state dict is in one.
+struct List {};
 struct Dict {
   std::vector<std::pair<const Value*, const Value*>> items;
 };
@@ -39,23 +37,16 @@ struct Global {
   std::string name;
 };
 
-using Data = std::variant<
-    None,
-    bool,
-    int64_t,
-    double,
-    std::string,
-    Tuple,
-    List,
-    Dict,
-    Global,
-    at::Tensor>;
+using Data = std::
+    variant<Other, int64_t, std::string, Tuple, List, Dict, Global, at::Tensor>;
 
 /// What a pickle can put on its stack. Points to others that the same Unpickler
-/// owns, and so may be part of itself, as in Python.
+/// owns, as it may be part of itself and nest as deep as it likes: of c10::IValue,
+/// which owns its parts, the former would leak and the latter overflow the stack.
 struct Value {
   Data data;
 
+  /// Null if it is something else.
   template <class T>
   const T* as() const {
     return std::get_if<T>(&data);
@@ -86,13 +77,10 @@ class Unpickler final {
   /// The result, owned by this.
   const Value& run() {
     constexpr unsigned kStop = '.';
-    while (true) {
-      const unsigned opcode = byte();
-      if (opcode == kStop) {
-        return *pop();
-      }
+    for (unsigned opcode = byte(); opcode != kStop; opcode = byte()) {
       step(opcode);
     }
+    return *pop();
   }
 
  private:
@@ -108,13 +96,13 @@ class Unpickler final {
         marks_.push_back(stack_.size());
         break;
       case 'N': // NONE
-        push(None{});
-        break;
       case 0x88: // NEWTRUE
-        push(true);
-        break;
       case 0x89: // NEWFALSE
-        push(false);
+        push(Other{});
+        break;
+      case 'G': // BINFLOAT
+        take(8);
+        push(Other{});
         break;
       case 'K': // BININT1
         push(integer(1));
@@ -123,19 +111,16 @@ class Unpickler final {
         push(integer(2));
         break;
       case 'J': // BININT
-        push(static_cast<int64_t>(static_cast<int32_t>(integer(4))));
+        push(signed_integer(4));
         break;
       case 0x8a: // LONG1
-        push(long_integer());
-        break;
-      case 'G': // BINFLOAT
-        push(floating());
+        push(signed_integer(byte()));
         break;
       case 0x8c: // SHORT_BINUNICODE
-        push(std::string(take(length(1))));
+        push(text(integer(1)));
         break;
       case 'X': // BINUNICODE
-        push(std::string(take(length(4))));
+        push(text(integer(4)));
         break;
       case ')': // EMPTY_TUPLE
         push(Tuple{});
@@ -152,10 +137,12 @@ class Unpickler final {
         push(List{});
         break;
       case 'a': // APPEND
-        append(pop_many(1));
+        pop();
+        expect<List>(top());
         break;
       case 'e': // APPENDS
-        append(pop_to_mark());
+        pop_to_mark();
+        expect<List>(top());
         break;
       case '}': // EMPTY_DICT
         push(Dict{});
@@ -187,13 +174,13 @@ class Unpickler final {
         break;
       }
       case 0x93: { // STACK_GLOBAL
-        const std::string name = *expect<std::string>(pop());
-        push_global(*expect<std::string>(pop()), name);
+        const std::string name = expect<std::string>(pop());
+        push_global(expect<std::string>(pop()), name);
         break;
       }
       case 'R': { // REDUCE
-        const Tuple& arguments = *expect<Tuple>(pop());
-        push(objects_.call(expect<Global>(pop())->name, arguments));
+        const Tuple& arguments = expect<Tuple>(pop());
+        push(objects_.call(expect<Global>(pop()).name, arguments));
         break;
       }
       case 'b': // BUILD: attributes, such as the _metadata of a state dict
@@ -201,7 +188,7 @@ class Unpickler final {
         expect<Dict>(top());
         break;
       case 'Q': // BINPERSID
-        push(objects_.stored(*expect<Tuple>(pop())));
+        push(objects_.stored(expect<Tuple>(pop())));
         break;
       default:
         throw support::Error(
@@ -220,8 +207,6 @@ class Unpickler final {
         "torch.save(model.state_dict(), file).");
   }
 
-  // --- The bytes -------------------------------------------------------------
-
   std::string_view take(uint64_t count) {
     if (count > bytes_.size() - position_) {
       stop_on_corruption();
@@ -236,39 +221,27 @@ class Unpickler final {
   }
 
   /// The low byte comes first.
-  uint64_t length(int count) {
+  int64_t integer(unsigned count) {
     uint64_t value = 0;
-    for (int index = 0; index < count; ++index) {
-      value |= static_cast<uint64_t>(byte()) << (8 * index);
-    }
-    return value;
-  }
-
-  int64_t integer(int count) {
-    return static_cast<int64_t>(length(count));
-  }
-
-  int64_t long_integer() {
-    const auto count = static_cast<int>(byte());
-    if (count > 8) {
-      stop_on_corruption();
-    }
-    uint64_t value = length(count);
-    const bool negative = count > 0 && (value >> (8 * count - 1)) == 1;
-    for (int index = count; negative && index < 8; ++index) {
-      value |= uint64_t{0xff} << (8 * index);
+    for (unsigned index = 0; index < count; ++index) {
+      value |= uint64_t{byte()} << (8 * index);
     }
     return static_cast<int64_t>(value);
   }
 
-  double floating() {
-    uint64_t bits = 0;
-    for (int index = 0; index < 8; ++index) {
-      bits = bits << 8 | byte(); // here, the high byte comes first
+  /// In two's complement, of up to eight bytes.
+  int64_t signed_integer(unsigned count) {
+    if (count > 8) {
+      stop_on_corruption();
     }
-    double value = 0;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    const int64_t value = integer(count);
+    const bool negative =
+        count > 0 && count < 8 && value >> (8 * count - 1) == 1;
+    return negative ? value - (int64_t{1} << 8 * count) : value;
+  }
+
+  std::string text(int64_t size) {
+    return std::string(take(static_cast<uint64_t>(size)));
   }
 
   std::string line() {
@@ -276,12 +249,10 @@ class Unpickler final {
     if (end == std::string_view::npos) {
       stop_on_corruption();
     }
-    const std::string text(take(end - position_));
+    const std::string_view taken = take(end - position_);
     take(1);
-    return text;
+    return std::string(taken);
   }
-
-  // --- The stack and the memo --------------------------------------------------
 
   void push(Data data) {
     values_.push_back({std::move(data)});
@@ -320,21 +291,16 @@ class Unpickler final {
   }
 
   template <class T>
-  T* expect(Value* value) const {
+  T& expect(Value* value) const {
     T* const found = std::get_if<T>(&value->data);
     if (found == nullptr) {
       stop_on_corruption();
     }
-    return found;
-  }
-
-  void append(const std::vector<const Value*>& items) {
-    auto& list = expect<List>(top())->items;
-    list.insert(list.end(), items.begin(), items.end());
+    return *found;
   }
 
   void set_items(const std::vector<const Value*>& items) {
-    auto& dict = expect<Dict>(top())->items;
+    auto& dict = expect<Dict>(top()).items;
     if (items.size() % 2 != 0) {
       stop_on_corruption();
     }
@@ -375,79 +341,6 @@ class Unpickler final {
   std::vector<Value*> stack_;
   std::vector<size_t> marks_; // heights of the stack
   std::unordered_map<int64_t, Value*> memo_;
-};
-
-/// Writes a pickle of protocol 2, value by value in postfix order.
-class Pickler final {
- public:
-  Pickler() {
-    add({'\x80', 2}); // PROTO
-  }
-
-  /// Between it and tuple() are the tuple's items, between it and set_items()
-  /// the keys and values for the dict before it.
-  Pickler& mark() {
-    return add({'('});
-  }
-  Pickler& tuple() {
-    return add({'t'});
-  }
-  Pickler& set_items() {
-    return add({'u'});
-  }
-  Pickler& boolean(bool value) {
-    return add({value ? '\x88' : '\x89'});
-  }
-  Pickler& integer(int64_t value) {
-    add({'\x8a', 8}); // LONG1
-    return number(static_cast<uint64_t>(value), 8);
-  }
-  Pickler& text(const std::string& value) {
-    add({'X'}); // BINUNICODE
-    number(value.size(), 4);
-    bytes_ += value;
-    return *this;
-  }
-  Pickler& integers(at::IntArrayRef values) {
-    mark();
-    for (const int64_t value : values) {
-      integer(value);
-    }
-    return tuple();
-  }
-  Pickler& global(const std::string& module, const std::string& name) {
-    bytes_ += "c" + module + "\n" + name + "\n";
-    return *this;
-  }
-  /// Calls the global with the tuple, which are the last two values.
-  Pickler& call() {
-    return add({'R'}); // REDUCE
-  }
-  /// Refers to what is stored beside the pickle, by the tuple before it.
-  Pickler& stored() {
-    return add({'Q'}); // BINPERSID
-  }
-
-  std::string finish() {
-    add({'.'}); // STOP
-    return std::move(bytes_);
-  }
-
- private:
-  Pickler& add(std::initializer_list<char> bytes) {
-    bytes_.append(bytes);
-    return *this;
-  }
-
-  /// The low byte comes first.
-  Pickler& number(uint64_t value, int count) {
-    for (int index = 0; index < count; ++index) {
-      bytes_ += static_cast<char>(value >> (8 * index) & 0xff);
-    }
-    return *this;
-  }
-
-  std::string bytes_;
 };
 
 } // namespace training::pickle

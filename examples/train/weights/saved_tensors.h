@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What torch.save() writes of a tensor: in the pickle, its dtype, sizes and so
+// on; beside it, the storage, which tensors may share.
+
+#include "train/weights/pickler.h"
+#include "train/weights/unpickler.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <caffe2/serialize/inline_container.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+namespace training {
+
+namespace detail {
+
+/// One of Python's classes torch.FloatStorage and so on.
+struct StorageClass {
+  at::ScalarType dtype;
+  const char* name;
+};
+
+inline constexpr StorageClass kStorageClasses[] = {
+    {at::kFloat, "FloatStorage"},
+    {at::kDouble, "DoubleStorage"},
+    {at::kHalf, "HalfStorage"},
+    {at::kBFloat16, "BFloat16Storage"},
+    {at::kLong, "LongStorage"},
+    {at::kInt, "IntStorage"},
+    {at::kShort, "ShortStorage"},
+    {at::kChar, "CharStorage"},
+    {at::kByte, "ByteStorage"},
+    {at::kBool, "BoolStorage"},
+};
+
+/// Null if Python's `global`, such as "torch.FloatStorage", is none.
+inline const StorageClass* find_storage_class(const std::string& global) {
+  const auto* const found = std::find_if(
+      std::begin(kStorageClasses),
+      std::end(kStorageClasses),
+      [&](const StorageClass& one) {
+        return global == std::string("torch.") + one.name;
+      });
+  return found == std::end(kStorageClasses) ? nullptr : found;
+}
+
+inline const char* storage_name(at::ScalarType dtype) {
+  for (const auto& one : kStorageClasses) {
+    if (one.dtype == dtype) {
+      return one.name;
+    }
+  }
+  TORCH_CHECK_TYPE(
+      false,
+      "write_state_dict(): expected a dtype that torch.save() had a storage "
+      "class for, but got ",
+      dtype,
+      ".");
+}
+
+/// The objects that torch.save() writes for tensors. Tensors share memory where
+/// they did so in Python.
+///
+/// Throws:   std::exception, of any kind, if they are not as it writes them.
+class SavedTensors final : public pickle::Objects {
+ public:
+  explicit SavedTensors(caffe2::serialize::PyTorchStreamReader& archive)
+      : archive_(archive) {}
+
+  bool knows(const std::string& global) const override {
+    return global == kOrderedDict || global == kRebuildTensor ||
+        global == kRebuildParameter || find_storage_class(global) != nullptr;
+  }
+
+  pickle::Data call(const std::string& global, const pickle::Tuple& arguments)
+      override {
+    const auto& items = arguments.items;
+    if (global == kOrderedDict && items.empty()) {
+      return pickle::Dict{};
+    }
+    if (global == kRebuildTensor && items.size() >= 6) {
+      // LibTorch checks that all of it is within the storage.
+      return argument<at::Tensor>(arguments, 0)
+          .as_strided(
+              integers(arguments, 2),
+              integers(arguments, 3),
+              /*storage_offset=*/argument<int64_t>(arguments, 1));
+    }
+    if (global == kRebuildParameter && !items.empty()) {
+      return argument<at::Tensor>(arguments, 0);
+    }
+    throw std::invalid_argument("a call with other arguments");
+  }
+
+  /// A storage, as a tensor of one dim.
+  pickle::Data stored(const pickle::Tuple& id) override {
+    const auto* const storage =
+        find_storage_class(argument<pickle::Global>(id, 1).name);
+    if (storage == nullptr) {
+      throw std::invalid_argument("a storage of another class");
+    }
+    const at::Tensor& bytes = record(argument<std::string>(id, 2));
+    const auto item = static_cast<int64_t>(c10::elementSize(storage->dtype));
+    const auto count = argument<int64_t>(id, 4);
+    if (count < 0 || count > bytes.numel() / item) {
+      throw std::out_of_range("a storage that is larger than its bytes");
+    }
+    return bytes.narrow(0, 0, count * item).view(storage->dtype);
+  }
+
+ private:
+  static constexpr const char* kOrderedDict = "collections.OrderedDict";
+  static constexpr const char* kRebuildTensor =
+      "torch._utils._rebuild_tensor_v2";
+  static constexpr const char* kRebuildParameter =
+      "torch._utils._rebuild_parameter";
+
+  template <class T>
+  static const T& argument(const pickle::Tuple& arguments, size_t index) {
+    return std::get<T>(arguments.items.at(index)->data);
+  }
+
+  static std::vector<int64_t> integers(
+      const pickle::Tuple& arguments,
+      size_t index) {
+    const auto& tuple = argument<pickle::Tuple>(arguments, index);
+    std::vector<int64_t> values;
+    for (size_t at = 0; at < tuple.items.size(); ++at) {
+      values.push_back(argument<int64_t>(tuple, at));
+    }
+    return values;
+  }
+
+  /// What the archive has under a key, as bytes. Read once, for all that share
+  /// it.
+  const at::Tensor& record(const std::string& key) {
+    at::Tensor& bytes = records_[key];
+    if (!bytes.defined()) {
+      const std::string name = "data/" + key;
+      const auto size = archive_.getRecordSize(name);
+      bytes = at::empty({static_cast<int64_t>(size)}, at::kByte);
+      archive_.getRecord(name, bytes.data_ptr(), size);
+    }
+    return bytes;
+  }
+
+  caffe2::serialize::PyTorchStreamReader& archive_;
+  std::unordered_map<std::string, at::Tensor> records_;
+};
+
+/// Describes a contiguous tensor whose values are stored beside the pickle.
+inline void push_tensor(
+    pickle::Pickler& pickler,
+    const at::Tensor& tensor,
+    const std::string& key) {
+  pickler.global("torch._utils", "_rebuild_tensor_v2").mark();
+  pickler.mark()
+      .text("storage")
+      .global("torch", storage_name(tensor.scalar_type()))
+      .text(key)
+      .text("cpu")
+      .integer(tensor.numel())
+      .tuple()
+      .stored();
+  pickler.integer(/*offset=*/0)
+      .integers(tensor.sizes())
+      .integers(tensor.strides())
+      .boolean(/*requires_grad=*/false)
+      .ordered_dict() // of hooks
+      .tuple()
+      .call();
+}
+
+} // namespace detail
+
+} // namespace training
