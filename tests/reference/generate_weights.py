@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes the files that tests/examples/weights_test.cpp reads.
+"""Writes the files that the tests in tests/examples/train/weights read.
 
 They are written by Python MemCNN's own networks, and by torch.save() as people
 use it:
@@ -91,7 +91,7 @@ def wave(shape, phase):
 
 
 def fill(name, tensor):
-    """The values of an entry of a state dict: values_of() in weights_test.cpp."""
+    """The values of an entry: values_of() in python_weights_test.cpp."""
     phase = sum((index + 1) * ord(letter) for index, letter in enumerate(name))
     values = wave(tensor.shape, float(phase))
     if tensor.dim() == 4:

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: MIT
+
+#include "train/weights/state_dict.h"
+#include "examples/train/weights/weight_files.h"
+
+#include <caffe2/serialize/inline_container.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <string>
+
+namespace {
+
+using namespace std::string_literals;
+using namespace training;
+using namespace memcnn_test;
+using testing::HasSubstr;
+using testing::StrEq;
+using testing::ThrowsMessage;
+
+TEST(ReadStateDict, KeepsDtypesStridesAndOffsets) {
+  const auto state = read_state_dict(reference("tensors.pt"));
+  const auto base = torch::arange(24).to(torch::kFloat32);
+  const auto expect = [&](const char* name, const torch::Tensor& expected) {
+    EXPECT_EQ(state[name].dtype(), expected.dtype()) << name;
+    EXPECT_TRUE(torch::equal(state[name], expected)) << name;
+  };
+  expect("base", base);
+  expect("slice", base.slice(0, 4, 10));
+  expect("transposed", base.view({4, 6}).t());
+  expect("strided", base.slice(0, 1, 24, 2));
+  expect("expanded", base[3].expand({2, 5}));
+  expect("empty", torch::zeros({0, 3}));
+  expect("scalar", torch::tensor(2.5F));
+  expect("parameter", base + 1);
+  expect("float64", base.to(torch::kFloat64) / 3);
+  expect("float16", base.to(torch::kFloat16));
+  expect("bfloat16", base.to(torch::kBFloat16));
+  expect("int64", -base.to(torch::kInt64));
+  expect("int32", base.to(torch::kInt32));
+  expect("int16", base.to(torch::kInt16));
+  expect("int8", base.to(torch::kInt8));
+  expect("uint8", base.to(torch::kUInt8));
+  expect("bool", base > 4);
+  EXPECT_EQ(state.size(), 17U);
+  EXPECT_TRUE(state["slice"].is_alias_of(state["base"]));
+}
+
+TEST(WriteStateDict, KeepsDtypesAndValues) {
+  const TemporaryFile file;
+  const auto state = read_state_dict(reference("tensors.pt"));
+  write_state_dict(file.path(), state);
+  const auto again = read_state_dict(file.path());
+  EXPECT_EQ(again.keys(), state.keys());
+  for (const auto& item : again) {
+    EXPECT_EQ(item.value().dtype(), state[item.key()].dtype());
+    EXPECT_TRUE(torch::equal(item.value(), state[item.key()])) << item.key();
+  }
+}
+
+TEST(WriteStateDict, RejectsAPlaceWhereNothingCanBeWritten) {
+  EXPECT_THAT(
+      [] { write_state_dict("/nowhere/weights.pt", StateDict()); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("expected /nowhere/weights.pt to be writable, but writing "
+                    "it failed")));
+}
+
+/// Writes an archive of torch.save() with any pickle in it.
+void write_pickle(const std::string& path, const std::string& pickle) {
+  caffe2::serialize::PyTorchStreamWriter archive(path);
+  archive.writeRecord("data.pkl", pickle.data(), pickle.size());
+  archive.writeRecord("data/0", "12345678", 8);
+  archive.writeEndOfFile();
+}
+
+std::string message_for_pickle(const std::string& pickle) {
+  const TemporaryFile file;
+  write_pickle(file.path(), pickle);
+  return message([&] { read_state_dict(file.path()); });
+}
+
+std::string read_bytes(const std::string& path) {
+  std::ostringstream bytes;
+  bytes << std::ifstream(path, std::ios::binary).rdbuf();
+  return bytes.str();
+}
+
+std::string pickle_in(const std::string& path) {
+  caffe2::serialize::PyTorchStreamReader archive(path);
+  std::string bytes(archive.getRecordSize("data.pkl"), '\0');
+  archive.getRecord("data.pkl", bytes.data(), bytes.size());
+  return bytes;
+}
+
+TEST(ReadStateDict, RunsNothing) {
+  const TemporaryFile proof;
+  pickle::Pickler pickler;
+  pickler.global("posix", "system").mark().text("touch " + proof.path());
+  EXPECT_THAT(
+      message_for_pickle(pickler.tuple().call().finish()),
+      HasSubstr("it needs Python's posix.system, which is not run"));
+  EXPECT_FALSE(std::filesystem::exists(proof.path()));
+  EXPECT_THAT(
+      [] { read_state_dict(reference("whole_module.pt")); },
+      ThrowsMessage<support::Error>(HasSubstr(
+          "whole_module.pt to hold a dict of tensors, but it needs Python's "
+          "torch.nn.modules.linear.Linear, which is not run. Write it with "
+          "torch.save(model.state_dict(), file).")));
+}
+
+TEST(ReadStateDict, RejectsPicklesOfOtherThings) {
+  // INST, which makes an object
+  EXPECT_THAT(
+      message_for_pickle("(iposix\nsystem\n."),
+      HasSubstr("its pickle has the opcode 105, which that does not need"));
+  EXPECT_THAT(
+      message_for_pickle("K\x01."), // 1
+      HasSubstr("to hold a dict of tensors, but it holds something else"));
+  EXPECT_THAT(
+      message_for_pickle("}(K\x01K\x02u."), // {1: 2}
+      HasSubstr("to be a named tensor, but one has no name"));
+  EXPECT_THAT(
+      message_for_pickle("}(\x8c\x05"
+                         "epochK\x02u."), // {"epoch": 2}
+      HasSubstr("to be a named tensor, but \"epoch\" is none"));
+}
+
+/// {"a": a tensor of the 8 bytes of data/0}
+std::string one_tensor(
+    const std::string& storage,
+    int64_t count,
+    int64_t offset,
+    at::IntArrayRef sizes,
+    at::IntArrayRef strides) {
+  pickle::Pickler pickler;
+  pickler.ordered_dict().mark();
+  pickler.text("a").global("torch._utils", "_rebuild_tensor_v2").mark();
+  pickler.mark().text("storage").global("torch", storage).text("0").text("cpu");
+  pickler.integer(count).tuple().stored().integer(offset);
+  pickler.integers(sizes).integers(strides).boolean(false).mark().tuple();
+  return pickler.tuple().call().set_items().finish();
+}
+
+TEST(ReadStateDict, RejectsTensorsBeyondTheirStorage) {
+  constexpr auto kLargest = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(
+      message_for_pickle(one_tensor("FloatStorage", 2, 1, {1}, {1})),
+      "no error");
+  for (const auto& pickle :
+       {one_tensor("FloatStorage", 3, 0, {1}, {1}),
+        one_tensor("DoubleStorage", 2, 0, {1}, {1}),
+        one_tensor("DoubleStorage", kLargest, 0, {1}, {1}),
+        one_tensor("FloatStorage", -1, 0, {1}, {1}),
+        one_tensor("FloatStorage", 2, 2, {1}, {1}),
+        one_tensor("FloatStorage", 2, -1, {1}, {1}),
+        one_tensor("FloatStorage", 2, 0, {3}, {1}),
+        one_tensor("FloatStorage", 2, 0, {2}, {2}),
+        one_tensor("FloatStorage", 2, 0, {2, 2}, {1, 1}),
+        one_tensor("FloatStorage", 2, 0, {kLargest, kLargest}, {1, 1}),
+        one_tensor("FloatStorage", 2, 0, {kLargest, 9}, {0, 0}),
+        one_tensor("FloatStorage", 2, kLargest, {2}, {kLargest}),
+        one_tensor("FloatStorage", 2, 1, {2}, {-1}),
+        one_tensor("FloatStorage", 2, 0, {-1}, {1}),
+        one_tensor("FloatStorage", 2, 0, {2}, {1, 1})}) {
+    EXPECT_THAT(message_for_pickle(pickle), HasSubstr("it cannot be read"));
+  }
+}
+
+/// What is said of a tensor of one value whose stride is written like this.
+std::string message_for_stride(const std::string& stride) {
+  std::string pickle = one_tensor("FloatStorage", 2, 0, {1}, {77});
+  const std::string written = "\x8a\x08M\0\0\0\0\0\0\0"s;
+  pickle.replace(pickle.find(written), written.size(), stride);
+  return message_for_pickle(pickle);
+}
+
+TEST(ReadStateDict, TakesIntegersOfEveryWidth) {
+  for (const std::string& stride :
+       {"K\xff"s,
+        "M\xff\xff"s,
+        "J\xff\xff\xff\x7f"s,
+        "\x8a\0"s,
+        "\x8a\x01\x7f"s,
+        "\x8a\x02\xff\0"s,
+        "\x8a\x07\xff\xff\xff\xff\xff\xff\x7f"s,
+        "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"s}) {
+    EXPECT_EQ(message_for_stride(stride), "no error") << stride;
+  }
+  for (const std::string& negative :
+       {"J\xff\xff\xff\xff"s,
+        "J\0\0\0\x80"s,
+        "\x8a\x01\x80"s,
+        "\x8a\x02\xff\xff"s,
+        "\x8a\x07\xff\xff\xff\xff\xff\xff\xff"s,
+        "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\xff"s}) {
+    EXPECT_THAT(message_for_stride(negative), HasSubstr("it cannot be read"))
+        << negative;
+  }
+}
+
+TEST(ReadStateDict, RejectsTwoTensorsOfOneName) {
+  std::string pickle = one_tensor("FloatStorage", 2, 0, {2}, {1});
+  const std::string entry =
+      pickle.substr(pickle.find("X\x01"), std::string::npos);
+  pickle.replace(pickle.size() - 2, 2, entry); // the dict's end, "u."
+  EXPECT_THAT(message_for_pickle(pickle), HasSubstr("it cannot be read"));
+}
+
+/// Reads a file of Python with another pickle in it.
+std::string message_for_changed(
+    const std::string& original,
+    const std::string& pickle) {
+  const TemporaryFile file;
+  caffe2::serialize::PyTorchStreamReader from(original);
+  caffe2::serialize::PyTorchStreamWriter to(file.path());
+  to.writeRecord("data.pkl", pickle.data(), pickle.size());
+  for (const auto& name : from.getAllRecords()) {
+    if (name.compare(0, 5, "data/") == 0) {
+      const auto [bytes, size] = from.getRecord(name);
+      to.writeRecord(name, bytes.get(), size);
+    }
+  }
+  to.writeEndOfFile();
+  return message([&] { read_state_dict(file.path()); });
+}
+
+TEST(ReadStateDict, RejectsDamagedPickles) {
+  const std::string original = reference("tensors.pt");
+  const std::string whole = pickle_in(original);
+  EXPECT_EQ(message_for_changed(original, whole), "no error");
+  // Cut anywhere: an error, and no crash.
+  for (size_t length = 0; length < whole.size(); ++length) {
+    const auto text = message_for_changed(original, whole.substr(0, length));
+    EXPECT_THAT(text, HasSubstr("its pickle is corrupt")) << length;
+  }
+  // With any byte changed: no crash, and no other kind of exception.
+  for (size_t index = 0; index < whole.size(); ++index) {
+    std::string changed = whole;
+    changed[index] = static_cast<char>(changed[index] ^ (1 << index % 8));
+    message_for_changed(original, changed);
+  }
+  for (const std::string pickle :
+       {".",
+        "R.",
+        "t.",
+        "u.",
+        "a.",
+        "b.",
+        "Q.",
+        "))R.",
+        "h\x01.",
+        "(a.",
+        "\x93.",
+        "]K\x01u.",
+        "}(K\x01u.",
+        "}(a.",
+        "\x8a\x09.",
+        "X\xff\xff\xff\xff",
+        "c\n",
+        "K\x01K\x01s."}) {
+    EXPECT_THAT(message_for_pickle(pickle), HasSubstr("its pickle is corrupt"))
+        << pickle;
+  }
+}
+
+TEST(ReadStateDict, RejectsDamagedFiles) {
+  const std::string whole = read_bytes(reference("tensors.pt"));
+  const TemporaryFile file;
+  for (const size_t length : {size_t{0}, size_t{100}, whole.size() - 1}) {
+    std::ofstream(file.path(), std::ios::binary) << whole.substr(0, length);
+    EXPECT_THAT(
+        [&] { read_state_dict(file.path()); },
+        ThrowsMessage<support::Error>(StrEq(
+            "expected " + file.path() +
+            " to be a whole file of torch.save(), but it cannot be read: it is "
+            "truncated, corrupt, or something else. Write it anew with "
+            "torch.save(model.state_dict(), file).")));
+  }
+}
+
+TEST(ReadStateDict, RejectsMissingFilesAndFoldersAndOldFormats) {
+  EXPECT_THAT(
+      [] { read_state_dict("/nowhere/weights.pt"); },
+      ThrowsMessage<support::Error>(
+          StrEq("expected /nowhere/weights.pt to be a file of weights, but "
+                "there is no such file.")));
+  EXPECT_THAT(
+      [] { read_state_dict(MEMCNN_TEST_DATA_DIR); },
+      ThrowsMessage<support::Error>(HasSubstr("but there is no such file")));
+  EXPECT_THAT(
+      [] { read_state_dict(reference("before_1_6.pt")); },
+      ThrowsMessage<support::Error>(
+          HasSubstr("before_1_6.pt to be in the format of torch 1.6 or later, "
+                    "but it is in the one before. Load it with torch.load() in "
+                    "Python and write it anew")));
+}
+
+TEST(ReadStateDict, TakesTheStateDictOutOfACheckpoint) {
+  for (const std::string key : {"model", "state_dict"}) {
+    pickle::Pickler checkpoint;
+    checkpoint.ordered_dict();
+    checkpoint.mark().text("epoch").integer(-3).text(key);
+    checkpoint.ordered_dict();
+    EXPECT_EQ(message_for_pickle(checkpoint.set_items().finish()), "no error");
+  }
+}
+
+TEST(ReadStateDict, TakesAnyPlainDataBesideTheStateDict) {
+  const std::string checkpoint =
+      "}(\x8c\x05model}" // "model": {}
+      "N)" // None: ()
+      "K\x01K\x02\x86]q\x00(\x88\x89G@\x04\x00\x00\x00\x00\x00\x00h\x00Ne"
+      // (1, 2): [True, False, 2.5, the list itself, None]
+      "J\xff\xff\xff\xff]K\x01\x61" // -1: [1]
+      "u."s;
+  EXPECT_EQ(message_for_pickle(checkpoint), "no error");
+}
+
+TEST(ReadStateDict, RejectsBigEndianFiles) {
+  const TemporaryFile file;
+  {
+    caffe2::serialize::PyTorchStreamWriter archive(file.path());
+    archive.writeRecord("data.pkl", "}.", 2);
+    archive.writeRecord("byteorder", "big", 3);
+    archive.writeEndOfFile();
+  }
+  EXPECT_THAT(
+      [&] { read_state_dict(file.path()); },
+      ThrowsMessage<support::Error>(HasSubstr(
+          "to be of a little-endian machine, but it is of a big-endian one")));
+}
+
+TEST(ReadStateDict, TakesPartOfItselfForWhatItIs) {
+  // A dict that holds itself, and tuples in tuples in tuples.
+  EXPECT_THAT(
+      message_for_pickle("}q\x01\x8c\x01"
+                         "ah\x01s."),
+      HasSubstr("\"a\" is none"));
+  EXPECT_THAT(
+      message_for_pickle(")" + std::string(1000000, '\x85') + "."),
+      HasSubstr("holds something else"));
+}
+
+} // namespace
