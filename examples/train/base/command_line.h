@@ -147,7 +147,7 @@ inline void add_files(CLI::App& app, Config& config) {
   app.add_option(
       "--results-dir",
       config.results_dir,
-      "Folder for run.json, log.jsonl, results.json and checkpoint.pt "
+      "Folder for run.json, log.jsonl, results.json and checkpoint.memcnn "
       "(default: results/MODEL-DATASET)");
   app.add_option(
       "--save-weights",

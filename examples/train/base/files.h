@@ -3,8 +3,9 @@
 
 #include "support/error.h"
 
+#include <fmt/format.h>
+
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -21,32 +22,51 @@ namespace training {
 
 namespace detail {
 
+/// Why the last call of the system failed. Streams say only that one did: set
+/// errno to 0 before them.
+inline std::error_code last_error() {
+  return errno != 0 ? std::error_code(errno, std::generic_category())
+                    : std::make_error_code(std::errc::io_error);
+}
+
 /// Waits until a file, or the names in a folder, would survive a power cut.
 /// Where the system has no such call, the system decides when that is.
-inline bool flush_to_disk(const std::filesystem::path& path) {
+inline std::error_code flush_to_disk(const std::filesystem::path& path) {
+  std::error_code error;
 #if defined(__unix__) || defined(__APPLE__)
   const int file = ::open(path.c_str(), O_RDONLY);
   if (file < 0) {
-    return false;
+    return last_error();
   }
-  const bool flushed = ::fsync(file) == 0;
-  const int why = errno;
+  if (::fsync(file) != 0) {
+    error = last_error();
+  }
   ::close(file);
-  errno = why;
-  return flushed;
-#else
-  return true;
 #endif
+  return error;
+}
+
+inline std::error_code write_to_disk(
+    const std::filesystem::path& path,
+    const std::string& bytes) {
+  errno = 0;
+  std::ofstream file(path, std::ios::binary);
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  file.close();
+  return file ? flush_to_disk(path) : last_error();
 }
 
 /// `flag` is the one that names the file, or the folder it is in.
 [[noreturn]] inline void stop_on_write(
     const std::filesystem::path& path,
+    std::error_code why,
     const std::string& flag = "--results-dir") {
-  const std::string why = errno != 0 ? std::strerror(errno) : "unknown reason";
-  throw support::Error(
-      "expected " + path.string() + " to be writable, but writing it failed: " +
-      why + ". Make room on the disk, or give another " + flag + ".");
+  throw support::Error(fmt::format(
+      "expected {} to be writable, but writing it failed: {}. Make room on "
+      "the disk, or give another {}.",
+      path.string(),
+      why.message(),
+      flag));
 }
 
 } // namespace detail
@@ -62,22 +82,14 @@ inline void write_file(
     const std::string& bytes,
     const std::string& flag = "--results-dir") {
   const std::filesystem::path partial = path.string() + ".partial";
-  errno = 0;
-  std::ofstream file(partial, std::ios::binary);
-  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  std::error_code error;
-  bool written = file.good() && detail::flush_to_disk(partial);
-  if (written) {
+  std::error_code error = detail::write_to_disk(partial, bytes);
+  if (!error) {
     std::filesystem::rename(partial, path, error);
-    written = !error;
-    errno = error.value();
   }
-  if (!written) {
-    const int why = errno;
-    std::filesystem::remove(partial, error);
-    errno = why;
-    detail::stop_on_write(path, flag);
+  if (error) {
+    std::error_code ignored;
+    std::filesystem::remove(partial, ignored);
+    detail::stop_on_write(path, error, flag);
   }
   detail::flush_to_disk(std::filesystem::absolute(path).parent_path());
 }
@@ -90,15 +102,19 @@ inline void check_writable(
     const std::filesystem::path& path,
     const std::string& flag) {
   const std::filesystem::path partial = path.string() + ".partial";
-  std::error_code error;
+  std::error_code ignored;
   if (path.has_parent_path()) {
-    std::filesystem::create_directories(path.parent_path(), error);
+    std::filesystem::create_directories(path.parent_path(), ignored);
   }
-  errno = std::filesystem::is_directory(path, error) ? EISDIR : 0;
-  if (errno != 0 || !std::ofstream(partial, std::ios::binary)) {
-    detail::stop_on_write(path, flag);
+  if (std::filesystem::is_directory(path, ignored)) {
+    detail::stop_on_write(
+        path, std::make_error_code(std::errc::is_a_directory), flag);
   }
-  std::filesystem::remove(partial, error);
+  errno = 0;
+  if (!std::ofstream(partial, std::ios::binary)) {
+    detail::stop_on_write(path, detail::last_error(), flag);
+  }
+  std::filesystem::remove(partial, ignored);
 }
 
 /// The bytes of a file, or nothing where it cannot be read.

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "train/data/checksum.h"
+#include "train/base/checksum.h"
 
 #include <torch/types.h>
 
 #include <cstdint>
-#include <string>
 
 namespace training {
 
@@ -30,14 +29,14 @@ struct DataSet {
 };
 
 /// Tells one data set from another, or from the same with a byte changed.
-inline std::string fingerprint(const DataSet& data) {
-  Checksum sum;
+inline uint32_t fingerprint(const DataSet& data) {
+  uint32_t sum = 0;
   for (const Images* images : {&data.train, &data.test}) {
     for (const torch::Tensor& tensor : {images->pixels, images->labels}) {
-      sum.add(tensor.const_data_ptr(), tensor.nbytes());
+      sum = checksum(tensor.const_data_ptr(), tensor.nbytes(), sum);
     }
   }
-  return sum.text();
+  return sum;
 }
 
 } // namespace training

@@ -2,77 +2,64 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/base/checksum.h"
 #include "train/base/config.h"
 #include "train/libtorch/generators.h"
+#include "train/run/log.h"
 #include "train/run/run_state.h"
+#include "train/step/memory_use.h"
+#include "train/step/step_result.h"
 #include "train/step/trainer.h"
 
+#include <fmt/format.h>
 #include <torch/serialize.h>
 #include <torch/utils.h>
 #include <nlohmann/json.hpp>
 
+#include <cstdint>
 #include <filesystem>
 #include <sstream>
 #include <string>
 
 namespace training {
 
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hits, first, top5)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemoryUse, held_after_forward, peak)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LogMark, bytes, checksum)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
+    SinceRow,
+    steps,
+    loss,
+    hits,
+    milliseconds,
+    data_milliseconds,
+    memory)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
+    RunState,
+    iteration,
+    since_row,
+    step_milliseconds,
+    memory,
+    log)
+
 namespace detail {
-
-inline nlohmann::ordered_json to_json(const MemoryUse& memory) {
-  return {
-      {"held_after_forward", memory.held_after_forward}, {"peak", memory.peak}};
-}
-
-inline MemoryUse memory_from(const nlohmann::ordered_json& json) {
-  return {json.at("held_after_forward"), json.at("peak")};
-}
-
-inline nlohmann::ordered_json to_json(const RunState& state) {
-  const SinceRow& since = state.since_row;
-  return {
-      {"iteration", state.iteration},
-      {"since_row",
-       {{"steps", since.steps},
-        {"loss", since.loss},
-        {"hits", since.hits.first},
-        {"top5", since.hits.top5},
-        {"milliseconds", since.milliseconds},
-        {"data_milliseconds", since.data_milliseconds},
-        {"memory", to_json(since.memory)}}},
-      {"memory", to_json(state.memory)},
-      {"rows", state.rows}};
-}
-
-inline RunState state_from(const nlohmann::ordered_json& json) {
-  RunState state;
-  state.iteration = json.at("iteration");
-  const auto& since = json.at("since_row");
-  state.since_row.steps = since.at("steps");
-  state.since_row.loss = since.at("loss");
-  state.since_row.hits = {since.at("hits"), since.at("top5")};
-  state.since_row.milliseconds = since.at("milliseconds");
-  state.since_row.data_milliseconds = since.at("data_milliseconds");
-  state.since_row.memory = memory_from(since.at("memory"));
-  state.memory = memory_from(json.at("memory"));
-  state.rows = json.at("rows");
-  return state;
-}
 
 /// Refuses a checkpoint that another recipe made.
 inline void check_recipe(
     const std::filesystem::path& path,
-    const nlohmann::ordered_json& found,
+    const nlohmann::json& found,
     const Config& config) {
   const auto expected = recipe(config);
-  for (const auto& [key, wanted] : expected.items()) {
+  for (const auto& [key, value] : expected.items()) {
+    const nlohmann::json wanted = value;
     if (!found.contains(key) || found.at(key) != wanted) {
-      const std::string got =
-          found.contains(key) ? found.at(key).dump() : "nothing";
-      throw support::Error(
-          "expected the checkpoint " + path.string() + " to have " + key + " " +
-          wanted.dump() + ", but got " + got +
-          ". Give --fresh to overwrite it, or another --results-dir.");
+      throw support::Error(fmt::format(
+          "expected the checkpoint {} to have {} {}, but got {}. Give "
+          "--fresh to overwrite it, or another --results-dir.",
+          path.string(),
+          key,
+          wanted.dump(),
+          found.contains(key) ? found.at(key).dump() : "nothing"));
     }
   }
 }
@@ -83,28 +70,30 @@ inline void check_length(
     const RunState& state,
     const Config& config) {
   if (config.iterations < state.iteration) {
-    throw support::Error(
-        "expected --iterations to be at least the " +
-        std::to_string(state.iteration) + " that the checkpoint " +
-        path.string() + " has done, but got " +
-        std::to_string(config.iterations) +
-        ". Give --fresh to overwrite it, or another --results-dir.");
+    throw support::Error(fmt::format(
+        "expected --iterations to be at least the {} that the checkpoint "
+        "{} has done, but got {}. Give --fresh to overwrite it, or another "
+        "--results-dir.",
+        state.iteration,
+        path.string(),
+        config.iterations));
   }
 }
 
 inline void check_images(
     const std::filesystem::path& path,
-    const std::string& expected,
-    const std::string& found,
+    uint32_t expected,
+    uint32_t found,
     const Config& config) {
   if (found != expected) {
-    throw support::Error(
-        "expected the images of " + config.dataset +
-        " to be those that the checkpoint " + path.string() +
-        " was trained on (checksum " + expected + "), but got others (" +
-        found +
-        "): a data file has changed. Restore it, or give --fresh to start "
-        "anew.");
+    throw support::Error(fmt::format(
+        "expected the images of {} to be those that the checkpoint {} was "
+        "trained on (checksum {}), but got others ({}): a data file has "
+        "changed. Restore it, or give --fresh to start anew.",
+        config.dataset,
+        path.string(),
+        checksum_text(expected),
+        checksum_text(found)));
   }
 }
 
@@ -114,18 +103,13 @@ inline void check_images(
 /// that of its images.
 inline std::string make_checkpoint(
     const Config& config,
-    const std::string& fingerprint,
+    uint32_t fingerprint,
     const RunState& state,
     Trainer& trainer) {
   torch::serialize::OutputArchive archive;
-  const nlohmann::ordered_json about = {
-      {"recipe", recipe(config)},
-      {"images", fingerprint},
-      {"state", detail::to_json(state)}};
+  const nlohmann::json about = {
+      {"recipe", recipe(config)}, {"images", fingerprint}, {"state", state}};
   archive.write("about", c10::IValue(about.dump()));
-  archive.write(
-      "step_milliseconds",
-      torch::tensor(state.step_milliseconds, torch::kFloat64));
   archive.write("cpu_generator", generator_state(torch::kCPU));
   if (trainer.device().is_cuda()) {
     archive.write("cuda_generator", generator_state(trainer.device()));
@@ -150,24 +134,18 @@ inline RunState restore_checkpoint(
     const std::string& bytes,
     const std::filesystem::path& path,
     const Config& config,
-    const std::string& fingerprint,
+    uint32_t fingerprint,
     Trainer& trainer) {
   torch::serialize::InputArchive archive;
   std::istringstream stream(bytes);
   archive.load_from(stream, trainer.device());
   c10::IValue text;
   archive.read("about", text);
-  const auto about = nlohmann::ordered_json::parse(text.toStringRef());
-  RunState state = detail::state_from(about.at("state"));
+  const auto about = nlohmann::json::parse(text.toStringRef());
+  const auto state = about.at("state").get<RunState>();
   detail::check_length(path, state, config);
   detail::check_recipe(path, about.at("recipe"), config);
   detail::check_images(path, about.at("images"), fingerprint, config);
-
-  torch::Tensor times;
-  archive.read("step_milliseconds", times);
-  times = times.cpu();
-  const auto* first = times.const_data_ptr<double>();
-  state.step_milliseconds.assign(first, first + times.numel());
 
   torch::serialize::InputArchive network;
   archive.read("network", network);

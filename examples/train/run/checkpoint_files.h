@@ -2,9 +2,12 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/base/checksum.h"
 #include "train/base/files.h"
-#include "train/data/checksum.h"
 
+#include <fmt/format.h>
+
+#include <cstddef>
 #include <filesystem>
 #include <sstream>
 #include <string>
@@ -17,13 +20,13 @@ namespace training {
 /// A file begins with a line that says what the rest must be,
 /// `memcnn-checkpoint <format> <bytes> <checksum>`, so that a damaged one is
 /// known for what it is before anything is made of it.
-class CheckpointFiles {
+class CheckpointFiles final {
  public:
-  static constexpr int kFormat = 2;
+  static constexpr int kFormat = 1;
 
   explicit CheckpointFiles(const std::filesystem::path& directory)
-      : last_(directory / "checkpoint.pt"),
-        previous_(directory / "checkpoint.previous.pt") {}
+      : last_(directory / "checkpoint.memcnn"),
+        previous_(directory / "checkpoint.previous.memcnn") {}
 
   const std::filesystem::path& last() const {
     return last_;
@@ -41,11 +44,15 @@ class CheckpointFiles {
     if (is_there(last_)) {
       keep_as_previous();
     }
-    std::ostringstream sealed;
-    sealed << kMagic << ' ' << kFormat << ' ' << content.size() << ' '
-           << checksum(content) << '\n'
-           << content;
-    write_file(last_, sealed.str());
+    write_file(
+        last_,
+        fmt::format(
+            "{} {} {} {}\n",
+            kMagic,
+            kFormat,
+            content.size(),
+            checksum_text(checksum(content))) +
+            content);
   }
 
   /// What write() was given.
@@ -54,42 +61,49 @@ class CheckpointFiles {
   std::string read(const std::filesystem::path& path) const {
     const auto sealed = read_file(path);
     if (!sealed) {
-      throw support::Error(
-          "expected the checkpoint " + path.string() +
-          " to be readable, but reading it failed." + advice(path));
+      throw support::Error(fmt::format(
+          "expected the checkpoint {} to be readable, but reading it "
+          "failed.{}",
+          path.string(),
+          advice(path)));
     }
     const auto end = sealed->find('\n');
     std::istringstream line(sealed->substr(0, end));
     std::string magic;
     int format = 0;
-    size_t size = 0;
-    std::string sum;
     line >> magic >> format;
-    if (magic != kMagic && sealed->compare(0, 2, "PK") == 0) {
-      format = 1; // an archive of LibTorch and nothing before it
-    } else if (magic != kMagic || !line || end == std::string::npos) {
-      throw support::Error(
-          "expected " + path.string() +
-          " to be a checkpoint of this program, but it is something else or "
-          "damaged." +
-          advice(path));
+    if (magic != kMagic || !line || end == std::string::npos) {
+      throw support::Error(fmt::format(
+          "expected {} to be a checkpoint of this program, but it is "
+          "something else or damaged.{}",
+          path.string(),
+          advice(path)));
     }
     if (format != kFormat) {
-      throw support::Error(
-          "expected the checkpoint " + path.string() + " to have format " +
-          std::to_string(kFormat) + ", but got " + std::to_string(format) +
-          ": another version of memcnn_train wrote it. Go on with that "
+      throw support::Error(fmt::format(
+          "expected the checkpoint {} to have format {}, but got {}: "
+          "another version of memcnn_train wrote it. Go on with that "
           "version, or give --fresh to overwrite it or another "
-          "--results-dir.");
+          "--results-dir.",
+          path.string(),
+          kFormat,
+          format));
     }
+    size_t size = 0;
+    std::string sum;
     line >> size >> sum;
     std::string content = sealed->substr(end + 1);
-    if (!line || content.size() != size || checksum(content) != sum) {
-      throw support::Error(
-          "expected the checkpoint " + path.string() + " to have " +
-          std::to_string(size) + " bytes with checksum " + sum + ", but got " +
-          std::to_string(content.size()) + " with " + checksum(content) +
-          ": it is damaged." + advice(path));
+    const std::string found = checksum_text(checksum(content));
+    if (!line || content.size() != size || found != sum) {
+      throw support::Error(fmt::format(
+          "expected the checkpoint {} to have {} bytes with checksum {}, "
+          "but got {} with {}: it is damaged.{}",
+          path.string(),
+          size,
+          sum,
+          content.size(),
+          found,
+          advice(path)));
     }
     return content;
   }
@@ -99,8 +113,7 @@ class CheckpointFiles {
     std::error_code error;
     std::filesystem::rename(previous_, last_, error);
     if (error) {
-      errno = error.value();
-      detail::stop_on_write(last_);
+      detail::stop_on_write(last_, error);
     }
   }
 
@@ -130,15 +143,16 @@ class CheckpointFiles {
     std::error_code ignored;
     std::filesystem::remove(spare, ignored);
     if (error) {
-      errno = error.value();
-      detail::stop_on_write(previous_);
+      detail::stop_on_write(previous_, error);
     }
   }
 
   std::string advice(const std::filesystem::path& path) const {
     return path == last_ && is_there(previous_)
-        ? " Give --from-previous to go on from " + previous_.string() +
-            ", or --fresh to start anew."
+        ? fmt::format(
+              " Give --from-previous to go on from {}, or --fresh to start "
+              "anew.",
+              previous_.string())
         : " Give --fresh to overwrite it, or another --results-dir.";
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/version.h"
+#include "train/base/checksum.h"
 #include "train/base/config.h"
 #include "train/base/files.h"
 #include "train/data/images.h"
@@ -14,9 +15,9 @@
 #include <torch/version.h>
 #include <nlohmann/json.hpp>
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <string>
 
 namespace training {
 
@@ -44,7 +45,7 @@ inline void write_run(
     const std::filesystem::path& path,
     const Config& config,
     const DataSet& data,
-    const std::string& fingerprint,
+    uint32_t fingerprint,
     const Trainer& trainer) {
   const nlohmann::ordered_json run = {
       {"config", recipe(config)},
@@ -55,7 +56,7 @@ inline void write_run(
       {"classes", data.num_classes},
       {"train_images", data.train.size()},
       {"test_images", data.test.size()},
-      {"data_fingerprint", fingerprint},
+      {"data_fingerprint", checksum_text(fingerprint)},
       {"memcnn", support::version()},
       {"libtorch", TORCH_VERSION}};
   write_file(path, run.dump(2) + "\n");
@@ -88,8 +89,7 @@ inline void write_results(
       {"test_accuracy", evaluation.accuracy},
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
-      {"step", detail::measured(state)},
-      {"rows", state.rows}};
+      {"step", detail::measured(state)}};
   if (comparison) {
     results["comparison"] = {
         {"steps", config.compare_plain},

@@ -35,14 +35,14 @@ class Run final {
  public:
   /// `state` is where the run begins, and `fingerprint` that of its images.
   Run(const Config& config,
-      std::string fingerprint,
+      uint32_t fingerprint,
       RunState state,
       Trainer& trainer,
       const CheckpointFiles& checkpoints,
       Log& log,
       ProgressLine& progress)
       : config_(config),
-        fingerprint_(std::move(fingerprint)),
+        fingerprint_(fingerprint),
         state_(std::move(state)),
         saved_(state_.iteration),
         trainer_(trainer),
@@ -167,7 +167,6 @@ class Run final {
       print_evaluation(state_.iteration, *evaluation);
     }
     log_.add(row);
-    state_.rows.push_back(row);
     state_.since_row = SinceRow();
   }
 
@@ -178,6 +177,7 @@ class Run final {
     if (!trainer_.weights_are_finite()) {
       stop_on_bad("weights", NAN, state_.iteration);
     }
+    state_.log = log_.mark();
     checkpoints_.write(
         make_checkpoint(config_, fingerprint_, state_, trainer_));
     saved_ = state_.iteration;
@@ -207,7 +207,7 @@ class Run final {
   }
 
   const Config& config_;
-  std::string fingerprint_;
+  uint32_t fingerprint_;
   RunState state_;
   int64_t saved_; // iteration of the last checkpoint
   Trainer& trainer_;

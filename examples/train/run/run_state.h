@@ -2,10 +2,9 @@
 #pragma once
 
 #include "support/median.h"
+#include "train/run/log.h"
 #include "train/step/memory_use.h"
 #include "train/step/step_result.h"
-
-#include <nlohmann/json.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -38,7 +37,7 @@ struct RunState {
   SinceRow since_row;
   std::vector<double> step_milliseconds; // of every step
   MemoryUse memory; // largest of all steps
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array(); // of the log
+  LogMark log; // the rows so far
 
   void add(const StepResult& step) {
     ++iteration;

@@ -25,7 +25,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <string>
 #include <system_error>
 #include <utility>
 
@@ -98,7 +97,7 @@ inline int train(const Config& config) {
 
   progress.show("reading " + config.dataset);
   DataSet data = load_dataset(config);
-  const std::string images = fingerprint(data);
+  const uint32_t images = fingerprint(data);
   detail::keep_first(data.test, config.test_images);
   const ResultsDir directory(config.results_dir);
   if (!config.save_weights.empty()) {
@@ -108,12 +107,13 @@ inline int train(const Config& config) {
   progress.clear();
 
   const CheckpointFiles checkpoints(directory.path());
-  RunState state = begin(config, images, checkpoints, trainer);
+  const auto log_path = directory.path() / "log.jsonl";
+  RunState state = begin(config, images, checkpoints, log_path, trainer);
   // What is there of another run, or of an earlier end of this one.
   std::error_code ignored;
   std::filesystem::remove(directory.path() / "results.json", ignored);
   write_run(directory.path() / "run.json", config, data, images, trainer);
-  Log log(directory.path() / "log.jsonl", state.rows);
+  Log log(log_path, state.log);
 
   Run run(
       config, images, std::move(state), trainer, checkpoints, log, progress);

@@ -245,7 +245,7 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
     EXPECT_THAT(result.out, HasSubstr(line)) << line;
   }
   const auto results = directory_ / "results" / "revnet38-synthetic";
-  EXPECT_TRUE(fs::exists(results / "checkpoint.pt"));
+  EXPECT_TRUE(fs::exists(results / "checkpoint.memcnn"));
   EXPECT_THAT(read(results / "results.json"), HasSubstr("\"comparison\""));
 }
 
@@ -338,7 +338,7 @@ TEST_F(TrainProgram, EvaluatesSavedWeights) {
       read(directory_ / "again.pt"),
       read(directory_ / "a" / "folder" / "trained.pt"));
   EXPECT_FALSE(fs::exists(directory_ / "again.pt.partial"));
-  EXPECT_FALSE(fs::exists(directory_ / "other" / "checkpoint.pt"));
+  EXPECT_FALSE(fs::exists(directory_ / "other" / "checkpoint.memcnn"));
 }
 
 TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
@@ -360,7 +360,7 @@ TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
   EXPECT_EQ(again.exit_code, 0) << again.err;
   EXPECT_THAT(
       again.out,
-      StartsWith("going on from first/checkpoint.pt at iteration 2\n"
+      StartsWith("going on from first/checkpoint.memcnn at iteration 2\n"
                  "not reading start.pt: the run started from it\n"));
   EXPECT_EQ(evaluation(again), evaluation(first));
 
@@ -369,7 +369,7 @@ TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
       short_run(
           "resnet32 synthetic --iterations 2 --seed 1 --results-dir first "
           "--load-weights other.pt"),
-      "expected the checkpoint first/checkpoint.pt to have load_weights "
+      "expected the checkpoint first/checkpoint.memcnn to have load_weights "
       "\"other.pt\", but got \"start.pt\". Give --fresh to overwrite it, or "
       "another --results-dir.");
 }
@@ -380,7 +380,8 @@ TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {
                 "--results-dir here")
           .exit_code,
       0);
-  const std::string checkpoint = read(directory_ / "here" / "checkpoint.pt");
+  const std::string checkpoint =
+      read(directory_ / "here" / "checkpoint.memcnn");
   const std::string run =
       "revnet38 synthetic --iterations 1 --fresh --results-dir here ";
   expect_error(
@@ -396,7 +397,7 @@ TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {
       short_run(run + "--save-weights here"),
       "expected here to be writable, but writing it failed: Is a directory. "
       "Make room on the disk, or give another --save-weights.");
-  EXPECT_EQ(read(directory_ / "here" / "checkpoint.pt"), checkpoint);
+  EXPECT_EQ(read(directory_ / "here" / "checkpoint.memcnn"), checkpoint);
 }
 
 TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
@@ -411,9 +412,9 @@ TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
                  "finite is in the output of [a-zA-Z0-9.]+ ?(\\(Block\\))?\\. "
                  "Give a lower --learning-rate \\(now 1e\\+30\\); the last "
                  "good checkpoint stays in "
-                 "here/checkpoint\\.pt\\.\n")))
+                 "here/checkpoint\\.memcnn\\.\n")))
       << result.err;
-  EXPECT_TRUE(fs::exists(directory_ / "here" / "checkpoint.pt"));
+  EXPECT_TRUE(fs::exists(directory_ / "here" / "checkpoint.memcnn"));
   EXPECT_FALSE(fs::exists(directory_ / "here" / "results.json"));
 }
 

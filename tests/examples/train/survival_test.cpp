@@ -54,7 +54,6 @@ std::vector<json> log_of(const fs::path& directory) {
 /// Likewise of the results.
 json results_of(const fs::path& directory) {
   json results = json::parse(read(directory / "results.json"));
-  results.erase("rows"); // those of the log
   results.at("step").erase("median_ms_per_step");
   return results;
 }
@@ -106,7 +105,7 @@ class SurvivingRun : public memcnn_test::TrainProgramTest {
 
   /// As if the run had been killed after its fifth step.
   void go_back_to_the_third_step() {
-    fs::rename(here("checkpoint.previous.pt"), here("checkpoint.pt"));
+    fs::rename(here("checkpoint.previous.memcnn"), here("checkpoint.memcnn"));
   }
 };
 
@@ -124,7 +123,7 @@ TEST_F(SurvivingRun, WritesItsLogLineByLine) {
   EXPECT_EQ(run.at("classes"), 10);
   EXPECT_EQ(run.at("train_images"), 10000);
   EXPECT_EQ(run.at("test_images"), 8);
-  EXPECT_EQ(run.at("data_fingerprint").get<std::string>().size(), 16U);
+  EXPECT_EQ(run.at("data_fingerprint").get<std::string>().size(), 8U);
   EXPECT_TRUE(run.at("memcnn").is_string());
   EXPECT_TRUE(run.at("libtorch").is_string());
 
@@ -162,7 +161,8 @@ TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
     EXPECT_EQ(second.exit_code, 0) << second.err;
     EXPECT_THAT(
         second.out,
-        StartsWith("going on from " + parts + "/checkpoint.pt at iteration "));
+        StartsWith(
+            "going on from " + parts + "/checkpoint.memcnn at iteration "));
     auto both = rows(first.out);
     for (const auto& row : rows(second.out)) {
       both.push_back(row);
@@ -170,7 +170,7 @@ TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
     EXPECT_EQ(both, rows(whole.out));
     EXPECT_EQ(log_of(directory_ / parts), log_of(directory_ / "whole"));
     EXPECT_EQ(results_of(directory_ / parts), results_of(directory_ / "whole"));
-    EXPECT_FALSE(fs::exists(directory_ / parts / "checkpoint.pt.partial"));
+    EXPECT_FALSE(fs::exists(directory_ / parts / "checkpoint.memcnn.partial"));
 
     const auto third = train(run + " --results-dir " + parts); // all done
     EXPECT_EQ(third.exit_code, 0);
@@ -295,8 +295,8 @@ TEST_F(SurvivingRun, IsTheSameHoweverOftenItIsKilled) {
   }
   int64_t resumed = 0;
   for (int64_t i = 0; i < kills; ++i) {
-    start_and_kill(arguments, parts / "checkpoint.pt", random);
-    resumed += fs::exists(parts / "checkpoint.pt") ? 1 : 0;
+    start_and_kill(arguments, parts / "checkpoint.memcnn", random);
+    resumed += fs::exists(parts / "checkpoint.memcnn") ? 1 : 0;
   }
   EXPECT_GT(resumed, kills / 2);
   const auto last = train(run + " --results-dir parts");
@@ -318,56 +318,61 @@ TEST_F(SurvivingRun, StartsAnewIfAsked) {
 TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
   const std::string same = " synthetic --iterations 1 --results-dir here";
   ASSERT_EQ(short_run("resnet32" + same).exit_code, 0);
-  const auto before = read(here("checkpoint.pt"));
+  const auto before = read(here("checkpoint.memcnn"));
   expect_error(
       short_run("revnet38" + same),
-      "expected the checkpoint here/checkpoint.pt to have model \"revnet38\", "
+      "expected the checkpoint here/checkpoint.memcnn to have model "
+      "\"revnet38\", "
       "but got \"resnet32\". Give --fresh to overwrite it, or another "
       "--results-dir.");
   expect_error(
       short_run("resnet32 --seed 7" + same),
-      "expected the checkpoint here/checkpoint.pt to have seed 7, but got 42. "
+      "expected the checkpoint here/checkpoint.memcnn to have seed 7, but got "
+      "42. "
       "Give --fresh to overwrite it, or another --results-dir.");
-  EXPECT_EQ(read(here("checkpoint.pt")), before);
+  EXPECT_EQ(read(here("checkpoint.memcnn")), before);
   EXPECT_TRUE(fs::exists(here("results.json")));
   EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
 }
 
 TEST_F(SurvivingRun, RefusesFewerIterationsThanAreDone) {
   ASSERT_EQ(train(six_steps()).exit_code, 0);
-  const auto before = read(here("checkpoint.pt"));
+  const auto before = read(here("checkpoint.memcnn"));
   expect_error(
       short_run("resnet32 synthetic --iterations 5 --results-dir here"),
       "expected --iterations to be at least the 6 that the checkpoint "
-      "here/checkpoint.pt has done, but got 5. Give --fresh to overwrite it, "
+      "here/checkpoint.memcnn has done, but got 5. Give --fresh to overwrite "
+      "it, "
       "or another --results-dir.");
-  EXPECT_EQ(read(here("checkpoint.pt")), before);
+  EXPECT_EQ(read(here("checkpoint.memcnn")), before);
 }
 
 TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
   const auto whole = train(six_steps());
   ASSERT_EQ(whole.exit_code, 0) << whole.err;
   const auto log = log_of(directory_ / "here");
-  auto damaged = read(here("checkpoint.pt"));
+  auto damaged = read(here("checkpoint.memcnn"));
   damaged[damaged.size() / 2] ^= 1;
-  write(here("checkpoint.pt"), damaged);
+  write(here("checkpoint.memcnn"), damaged);
   const auto refused = train(six_steps());
   EXPECT_EQ(refused.exit_code, 1);
   EXPECT_TRUE(std::regex_match(
       refused.err,
-      std::regex("memcnn_train: expected the checkpoint here/checkpoint\\.pt "
-                 "to have (\\d+) bytes with checksum [0-9a-f]{16}, but got "
-                 "\\1 with [0-9a-f]{16}: it is damaged\\. Give "
-                 "--from-previous to go on from here/checkpoint\\.previous"
-                 "\\.pt, or --fresh to start anew\\.\n")))
+      std::regex(
+          "memcnn_train: expected the checkpoint here/checkpoint\\.memcnn "
+          "to have (\\d+) bytes with checksum [0-9a-f]{8}, but got "
+          "\\1 with [0-9a-f]{8}: it is damaged\\. Give "
+          "--from-previous to go on from here/checkpoint\\.previous"
+          "\\.memcnn, or --fresh to start anew\\.\n")))
       << refused.err;
-  EXPECT_EQ(read(here("checkpoint.pt")), damaged);
+  EXPECT_EQ(read(here("checkpoint.memcnn")), damaged);
 
   const auto second = train(six_steps() + " --from-previous");
   EXPECT_EQ(second.exit_code, 0) << second.err;
   EXPECT_THAT(
       second.out,
-      StartsWith("going on from here/checkpoint.previous.pt at iteration 3\n"));
+      StartsWith(
+          "going on from here/checkpoint.previous.memcnn at iteration 3\n"));
   EXPECT_EQ(log_of(directory_ / "here"), log);
   EXPECT_EQ(rows(second.out).size(), 4U);
 }
@@ -376,65 +381,117 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
   fs::create_directories(directory_ / "here");
   const auto expect_refused = [&](const std::string& bytes,
                                   const std::string& message) {
-    write(here("checkpoint.pt"), bytes);
+    write(here("checkpoint.memcnn"), bytes);
     expect_error(train(six_steps()), message);
-    EXPECT_EQ(read(here("checkpoint.pt")), bytes);
+    EXPECT_EQ(read(here("checkpoint.memcnn")), bytes);
   };
   const std::string otherwise =
       " Give --fresh to overwrite it, or another --results-dir.";
   for (const std::string bytes :
-       {"", "a text of mine\n", "memcnn-checkpoint two\n"}) {
+       {"",
+        "a text of mine\n",
+        "PK\x03\x04 an archive",
+        "memcnn-checkpoint two\n"}) {
     expect_refused(
         bytes,
-        "expected here/checkpoint.pt to be a checkpoint of this program, but "
+        "expected here/checkpoint.memcnn to be a checkpoint of this program, "
+        "but "
         "it is something else or damaged." +
             otherwise);
   }
   expect_refused(
-      "memcnn-checkpoint 2 9 0123456789abcdef\nshort",
-      "expected the checkpoint here/checkpoint.pt to have 9 bytes with "
-      "checksum 0123456789abcdef, but got 5 with f6915548f781cd55: it is "
+      "memcnn-checkpoint 1 9 01234567\nshort",
+      "expected the checkpoint here/checkpoint.memcnn to have 9 bytes with "
+      "checksum 01234567, but got 5 with 8f2890a2: it is "
       "damaged." +
           otherwise);
-  for (const auto& [bytes, format] :
-       {std::pair("PK\x03\x04 of version 0.0", "1"),
-        std::pair("memcnn-checkpoint 3 whatever comes\n", "3")}) {
-    expect_refused(
-        bytes,
-        "expected the checkpoint here/checkpoint.pt to have format 2, but "
-        "got " +
-            std::string(format) +
-            ": another version of memcnn_train wrote it. Go on with that "
-            "version, or give --fresh to overwrite it or another "
-            "--results-dir.");
-  }
-  fs::remove(here("checkpoint.pt"));
+  expect_refused(
+      "memcnn-checkpoint 2 whatever comes\n",
+      "expected the checkpoint here/checkpoint.memcnn to have format 1, but "
+      "got "
+      "2: another version of memcnn_train wrote it. Go on with that version, "
+      "or "
+      "give --fresh to overwrite it or another --results-dir.");
+  fs::remove(here("checkpoint.memcnn"));
   expect_error(
       train(six_steps() + " --from-previous"),
-      "expected the checkpoint here/checkpoint.previous.pt to be readable, "
+      "expected the checkpoint here/checkpoint.previous.memcnn to be readable, "
       "but reading it failed." +
           otherwise);
   expect_error(
       train(six_steps() + " --from-previous --fresh"),
-      "expected --fresh or --from-previous, but got both.");
+      "expected a valid command line, but got: --fresh excludes "
+      "--from-previous. See memcnn_train --help.");
+}
+
+TEST_F(SurvivingRun, RefusesALogThatItsCheckpointDoesNotKnow) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto whole = read(here("log.jsonl"));
+  const auto checkpoint = read(here("checkpoint.memcnn"));
+  const auto expect_refused = [&](const std::string& log) {
+    write(here("log.jsonl"), log);
+    const auto refused = train(six_steps());
+    EXPECT_EQ(refused.exit_code, 1);
+    EXPECT_TRUE(std::regex_match(
+        refused.err,
+        std::regex(
+            "memcnn_train: expected the log here/log\\.jsonl to begin with "
+            "the " +
+            std::to_string(whole.size()) +
+            " bytes with checksum [0-9a-f]{8} that the checkpoint "
+            "here/checkpoint\\.memcnn knows of, but got " +
+            std::to_string(log.size()) +
+            " with [0-9a-f]{8}: it is damaged\\. Restore it, delete it to go "
+            "on "
+            "without these rows, or give --fresh to start anew\\.\n")))
+        << refused.err;
+    EXPECT_EQ(read(here("log.jsonl")), log);
+    EXPECT_EQ(read(here("checkpoint.memcnn")), checkpoint);
+    EXPECT_TRUE(fs::exists(here("results.json")));
+  };
+  expect_refused(whole.substr(0, whole.size() - 1));
+  auto damaged = whole;
+  damaged[damaged.size() / 2] ^= 1;
+  expect_refused(damaged);
+
+  write(here("log.jsonl"), whole + "{\"iteration\": 7"); // of a killed run
+  EXPECT_EQ(train(six_steps()).exit_code, 0);
+  EXPECT_EQ(read(here("log.jsonl")), whole);
+}
+
+TEST_F(SurvivingRun, BeginsItsLogAnewWhereItIsGone) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  auto log = log_of(directory_ / "here");
+  log.erase(log.begin(), log.begin() + 3);
+  go_back_to_the_third_step();
+  fs::remove(here("log.jsonl"));
+  const auto second = train(six_steps());
+  EXPECT_EQ(second.exit_code, 0);
+  EXPECT_EQ(
+      second.err,
+      "memcnn_train: warning: the log here/log.jsonl is gone, and begins anew "
+      "after iteration 3\n");
+  EXPECT_EQ(log_of(directory_ / "here"), log);
+  EXPECT_EQ(train(six_steps()).exit_code, 0); // its mark is of the new log
 }
 
 TEST_F(SurvivingRun, KeepsTheLastCheckpointWhereTheDiskIsFull) {
   ASSERT_EQ(train(six_steps()).exit_code, 0);
   const auto log = log_of(directory_ / "here");
   go_back_to_the_third_step();
-  const auto before = read(here("checkpoint.pt"));
+  const auto before = read(here("checkpoint.memcnn"));
   // No file may grow over 1000 blocks of 512 bytes.
   const auto full =
       train_shell("(ulimit -f 1000; exec $TRAIN " + six_steps() + ")");
   EXPECT_EQ(full.exit_code, 1);
   EXPECT_EQ(
       full.err,
-      "memcnn_train: expected here/checkpoint.pt to be writable, but writing "
+      "memcnn_train: expected here/checkpoint.memcnn to be writable, but "
+      "writing "
       "it failed: File too large. Make room on the disk, or give another "
       "--results-dir.\n");
-  EXPECT_EQ(read(here("checkpoint.pt")), before);
-  EXPECT_FALSE(fs::exists(here("checkpoint.pt.partial")));
+  EXPECT_EQ(read(here("checkpoint.memcnn")), before);
+  EXPECT_FALSE(fs::exists(here("checkpoint.memcnn.partial")));
   EXPECT_EQ(train(six_steps()).exit_code, 0);
   EXPECT_EQ(log_of(directory_ / "here"), log);
 }
@@ -459,7 +516,7 @@ TEST_F(SurvivingRun, NoticesADataFileThatChanges) {
       brief("resnet32 cifar100 --iterations 1 --data-dir . --results-dir here");
   const auto first = train(run);
   ASSERT_EQ(first.exit_code, 0) << first.err;
-  const auto before = read(here("checkpoint.pt"));
+  const auto before = read(here("checkpoint.memcnn"));
   std::fstream file(
       directory_ / "test.bin", std::ios::in | std::ios::out | std::ios::binary);
   file.seekp(30740000 - 1) << '\x01';
@@ -469,12 +526,12 @@ TEST_F(SurvivingRun, NoticesADataFileThatChanges) {
   EXPECT_TRUE(std::regex_match(
       second.err,
       std::regex("memcnn_train: expected the images of cifar100 to be those "
-                 "that the checkpoint here/checkpoint\\.pt was trained on "
-                 "\\(checksum [0-9a-f]{16}\\), but got others "
-                 "\\([0-9a-f]{16}\\): a data file has changed\\. Restore it, "
+                 "that the checkpoint here/checkpoint\\.memcnn was trained on "
+                 "\\(checksum [0-9a-f]{8}\\), but got others "
+                 "\\([0-9a-f]{8}\\): a data file has changed\\. Restore it, "
                  "or give --fresh to start anew\\.\n")))
       << second.err;
-  EXPECT_EQ(read(here("checkpoint.pt")), before);
+  EXPECT_EQ(read(here("checkpoint.memcnn")), before);
 }
 
 } // namespace
