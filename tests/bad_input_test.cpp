@@ -13,6 +13,7 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -252,27 +253,111 @@ TEST(BadInput, ModuleWithoutInverseIsNotInvertible) {
   EXPECT_THAT(report.reason, HasSubstr("has no member inverse"));
 }
 
-/// Its inverse returns other sizes than forward took.
-struct WrongInverseImpl final : torch::nn::Cloneable<WrongInverseImpl> {
+torch::Tensor flat(const torch::Tensor& y) {
+  return y.flatten();
+}
+
+torch::Tensor widened(const torch::Tensor& y) {
+  return (y / 2).to(torch::kDouble);
+}
+
+torch::Tensor elsewhere(const torch::Tensor& y) {
+  return (y / 2).to(torch::kMeta);
+}
+
+struct WrongInput {
+  WrongInverseImpl::Map inverse;
+  const char* got;
+};
+
+const WrongInput kWrongInputs[] = {
+    {flat, "sizes [8], Float, cpu"},
+    {widened, "sizes [2, 4], Double, cpu"},
+    {elsewhere, "sizes [2, 4], Float, meta"}};
+
+TEST(BadInput, InverseThatRebuildsAnotherInput) {
+  for (const WrongInput& wrong : kWrongInputs) {
+    memcnn::InvertibleModuleWrapper block{WrongInverse(wrong.inverse)};
+    const torch::Tensor x = torch::ones({2, 4}).requires_grad_();
+    const torch::Tensor y = block(x * 1);
+    EXPECT_THAT(
+        [&] { y.sum().backward(); },
+        ThrowsError<c10::Error>(StrEq(
+            std::string("memcnn_test::WrongInverseImpl::backward(): expected "
+                        "inverse() to rebuild an input of sizes [2, 4], Float, "
+                        "cpu, but got ") +
+            wrong.got +
+            ". Let it undo forward(); is_invertible_module() checks that.")));
+  }
+}
+
+TEST(BadInput, InverseThatRebuildsAnotherInputInASequence) {
+  for (const WrongInput& wrong : kWrongInputs) {
+    memcnn::ReversibleSequence sequence(
+        memcnn::AdditiveCoupling(identity(), identity()),
+        WrongInverse(wrong.inverse),
+        memcnn::AdditiveCoupling(identity(), identity()));
+    const torch::Tensor y = sequence(torch::ones({2, 4}).requires_grad_() * 1);
+    EXPECT_THAT(
+        [&] { y.sum().backward(); },
+        ThrowsError<c10::Error>(
+            HasSubstr(
+                "to rebuild an input of sizes [2, 4], Float, cpu, but "
+                "got " +
+                std::string(wrong.got)),
+            HasSubstr("ReversibleSequence::backward(): block 1 (")));
+  }
+}
+
+/// Its backward step returns what it is told for the input.
+struct WrongStepImpl final : torch::nn::Cloneable<WrongStepImpl>,
+                             memcnn::Invertible {
+  explicit WrongStepImpl(WrongInverseImpl::Map wrong_)
+      : wrong(std::move(wrong_)) {}
   void reset() override {}
   torch::Tensor forward(torch::Tensor x) {
     return x * 2;
   }
   torch::Tensor inverse(torch::Tensor y) {
-    return y.flatten();
+    return y / 2;
   }
-};
-TORCH_MODULE(WrongInverse);
+  std::vector<torch::Tensor> run(
+      memcnn::Direction direction,
+      std::vector<torch::Tensor> inputs,
+      memcnn::Recording&) override {
+    return {
+        direction == memcnn::Direction::kForward ? forward(inputs[0])
+                                                 : inverse(inputs[0])};
+  }
+  memcnn::BeforeRun backward_step(
+      memcnn::Direction,
+      memcnn::AfterRun after,
+      memcnn::Recording&,
+      memcnn::ParameterGradients&) override {
+    return {{wrong(after.outputs[0])}, {after.grad_outputs[0] * 2}};
+  }
+  torch::nn::Module& module() override {
+    return *this;
+  }
+  std::string type_name() const override {
+    return "WrongStep";
+  }
 
-TEST(BadInput, InverseThatReturnsOtherSizes) {
-  memcnn::InvertibleModuleWrapper block{WrongInverse()};
-  const torch::Tensor x = torch::ones({2, 4}).requires_grad_();
-  const torch::Tensor y = block(x * 1);
-  EXPECT_THAT(
-      [&] { y.sum().backward(); },
-      ThrowsError<c10::Error>(
-          HasSubstr("expected inverse() to rebuild an input of sizes [2, 4]"),
-          HasSubstr("is_invertible_module() checks that")));
+  WrongInverseImpl::Map wrong;
+};
+TORCH_MODULE(WrongStep);
+
+TEST(BadInput, BackwardStepThatRebuildsAnotherInput) {
+  for (const WrongInput& wrong : kWrongInputs) {
+    memcnn::InvertibleModuleWrapper block{WrongStep(wrong.inverse)};
+    const torch::Tensor y = block(torch::ones({2, 4}).requires_grad_() * 1);
+    EXPECT_THAT(
+        [&] { y.sum().backward(); },
+        ThrowsError<c10::Error>(HasSubstr(
+            "WrongStep::backward(): expected backward_step() to rebuild an "
+            "input of sizes [2, 4], Float, cpu, but got " +
+            std::string(wrong.got))));
+  }
 }
 
 TEST(BadInput, ReadOfAFreedInput) {

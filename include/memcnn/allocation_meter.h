@@ -155,8 +155,7 @@ class AllocationMeter final {
     TORCH_CHECK(
         is_available(),
         "AllocationMeter::AllocationMeter(): expected no torch profiler in "
-        "this "
-        "thread, but got one that runs. Start the meter outside of it.");
+        "this thread, but got one that runs. Start the meter outside of it.");
     return std::make_shared<detail::AllocationLedger>(only);
   }
 

@@ -8,7 +8,10 @@
 #include <memcnn/detail/in_destructor.h>
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/signature.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/parameter_gradients.h>
+#include <memcnn/recording.h>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
@@ -122,15 +125,15 @@ class CheckGuard {
 class InvertibilityCheck {
  public:
   InvertibilityCheck(
-      Invertible& map,
+      Invertible& block,
       const InputShapes& shapes,
       const IsInvertibleOptions& options)
-      : map_(map), shapes_(shapes), options_(options) {}
+      : block_(block), shapes_(shapes), options_(options) {}
 
   InvertibilityReport run() {
     const at::Tensor like = first_parameter();
     const at::Device device = like.device();
-    const CheckGuard as_found(map_.module(), device);
+    const CheckGuard as_found(block_.module(), device);
     try {
       compare(draw_inputs(like), device);
     } catch (const c10::Error& error) {
@@ -149,7 +152,7 @@ class InvertibilityCheck {
 
   /// Inputs take dtype and device of the first parameter.
   at::Tensor first_parameter() const {
-    for (const at::Tensor& parameter : map_.module().parameters()) {
+    for (const at::Tensor& parameter : block_.module().parameters()) {
       if (parameter.defined() && parameter.is_floating_point()) {
         return parameter;
       }
@@ -210,7 +213,7 @@ class InvertibilityCheck {
       copies.push_back(input.clone());
     }
     Recording off = Recording::off();
-    return map_.run(direction, copies, off);
+    return block_.run(direction, copies, off);
   }
 
   bool compare_all(const Tensors& expected, const Tensors& found, double& error)
@@ -251,7 +254,7 @@ class InvertibilityCheck {
       originals.push_back(input.clone());
     }
     Recording off = Recording::off();
-    const Tensors direct = map_.run(Direction::kForward, originals, off);
+    const Tensors direct = block_.run(Direction::kForward, originals, off);
     for (size_t i = 0; i < originals.size(); ++i) {
       for (size_t j = 0; j < direct.size(); ++j) {
         if (direct[j].has_storage() && direct[j].is_alias_of(originals[i])) {
@@ -293,7 +296,7 @@ class InvertibilityCheck {
       arguments.push_back(argument.clone());
     }
     Recording off = Recording::off();
-    Tensors outputs = map_.run(Direction::kForward, arguments, off);
+    Tensors outputs = block_.run(Direction::kForward, arguments, off);
     Tensors weights;
     for (const at::Tensor& output : outputs) {
       weights.push_back(
@@ -303,7 +306,7 @@ class InvertibilityCheck {
         std::move(outputs),
         std::move(weights),
         leaves,
-        trained_parameters(map_.module()));
+        trained_parameters(block_.module()));
   }
 
   double gradient_error(
@@ -325,7 +328,7 @@ class InvertibilityCheck {
     return norm == 0 ? 0 : std::sqrt(difference / norm);
   }
 
-  Invertible& map_;
+  Invertible& block_;
   const InputShapes& shapes_;
   const IsInvertibleOptions& options_;
   InvertibilityReport report_;
@@ -368,8 +371,8 @@ InvertibilityReport check_invertible_module(
   const auto pointer = detail::pointer_to(module);
   using M = std::decay_t<decltype(*pointer)>;
   if constexpr (detail::has_forward_v<M> && detail::has_inverse_v<M>) {
-    const std::shared_ptr<Invertible> map = detail::as_invertible(pointer);
-    return detail::InvertibilityCheck(*map, shapes, options).run();
+    const std::shared_ptr<Invertible> block = detail::as_invertible(pointer);
+    return detail::InvertibilityCheck(*block, shapes, options).run();
   } else {
     InvertibilityReport report;
     report.reason = "'" + pointer->name() +

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
-#include <memcnn/detail/recording.h>
 #include <memcnn/detail/signature.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/recording.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -107,13 +107,11 @@ auto checkpoint(
   static_assert(
       detail::is_holder_v<Holder>,
       "memcnn: checkpoint() takes a module holder (as TORCH_MODULE makes it), "
-      "a "
-      "torch::nn::Sequential or a torch::nn::AnyModule, then its inputs.");
+      "a torch::nn::Sequential or a torch::nn::AnyModule, then its inputs.");
   static_assert(
       detail::are_pack_v<Inputs...>,
       "memcnn: the inputs of checkpoint() are Tensors, one std::tuple of "
-      "Tensors "
-      "or one std::vector<Tensor>.");
+      "Tensors or one std::vector<Tensor>.");
   using Result =
       std::decay_t<typename detail::forward_result<Holder, Inputs...>::type>;
   static_assert(
@@ -134,7 +132,7 @@ auto checkpoint(
   if (!detail::records_graph(flat, *target)) {
     return call(handle, inputs...);
   }
-  auto map = std::make_shared<detail::ForwardOnly>(
+  auto block = std::make_shared<detail::ForwardOnly>(
       target, [handle, call](const detail::Tensors& tensors) mutable {
         return detail::pack(detail::Spread<Result(Inputs...)>::call(
             [&](const auto&... arguments) {
@@ -144,12 +142,11 @@ auto checkpoint(
       });
   auto state = c10::make_intrusive<detail::NodeState>(
       "checkpoint()",
-      std::move(map),
+      std::move(block),
       Direction::kForward,
       /*keep_inputs=*/true,
       options.preserve_rng_state());
-  return detail::unpack<Result>(
-      detail::run_node(std::move(state), flat, *target));
+  return detail::unpack<Result>(detail::run_node(std::move(state), flat));
 }
 
 template <

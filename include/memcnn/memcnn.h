@@ -9,6 +9,8 @@
 #include <memcnn/coupling/affine.h>
 #include <memcnn/coupling/options.h>
 #include <memcnn/invertible.h>
+#include <memcnn/parameter_gradients.h>
+#include <memcnn/recording.h>
 #include <memcnn/sequence.h>
 #include <memcnn/version.h>
 #include <memcnn/wrapper.h>

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/autocast_state.h>
+#include <memcnn/detail/chain.h>
 #include <memcnn/detail/describe.h>
-#include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
-#include <memcnn/detail/kept_window.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/plain_module.h>
-#include <memcnn/detail/recording.h>
 #include <memcnn/detail/signature.h>
-#include <memcnn/detail/streams.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
@@ -22,13 +17,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -93,34 +86,26 @@ class ReversibleSequenceImpl final
     static_assert(
         torch::detail::is_module_holder<M>::value,
         "memcnn: ReversibleSequence takes module holders, as TORCH_MODULE "
-        "makes "
-        "them.");
+        "makes them.");
     static_assert(
         !torch::detail::is_module_holder<M>::value ||
             detail::has_inverse_v<Contained>,
         "memcnn: this module has no inverse(): ReversibleSequence needs "
-        "modules "
-        "with one non-template, non-overloaded member `inverse`. For others "
-        "there is memcnn::checkpoint().");
+        "modules with one non-template, non-overloaded member `inverse`. For "
+        "others there is memcnn::checkpoint().");
     static_assert(
         detail::maps_tensor_v<
             typename detail::forward_signature<Contained>::type> &&
             detail::maps_tensor_v<
                 typename detail::inverse_signature<Contained>::type>,
         "memcnn: forward and inverse of a block in a ReversibleSequence take "
-        "one "
-        "Tensor and return one.");
-    std::shared_ptr<Contained> module = block.ptr();
-    stages_.push_back(
-        {detail::as_invertible(module), module, [module](const auto& device) {
-           return ReversibleSequenceImpl::cloned_stage<M>(M(module), device);
-         }});
-    register_stage();
+        "one Tensor and return one.");
+    add(block_of<M>(block.ptr()));
   }
 
   /// How many blocks the chain has.
   size_t size() const {
-    return stages_.size();
+    return chain_.size();
   }
 
   /// The children are registered by push_back().
@@ -138,75 +123,27 @@ class ReversibleSequenceImpl final
   std::vector<at::Tensor> run(
       Direction direction,
       std::vector<at::Tensor> inputs,
-      detail::Recording& recording) override {
-    std::optional<detail::KeptWindow> window;
-    // Inside a block that keeps its graph anyway there is nothing to decide.
-    if (recording.is_recording() && options.memory_budget() > 0 &&
-        !at::GradMode::is_enabled()) {
-      window.emplace(options.memory_budget(), first_kept(direction, inputs[0]));
-    }
-    check_format(direction, inputs[0]);
-    detail::Streams streams(std::move(inputs[0]), options.memory_format());
-    for (size_t k = 0; k < stages_.size(); ++k) {
-      const size_t i = stage_at(direction, k);
-      at_stage(name_of(direction), i, [&] {
-        Invertible& map = *stages_[i].map;
-        std::vector<at::Tensor> taken = streams.take_for(map);
-        streams.set(
-            window ? window->run(
-                         map, direction, std::move(taken), recording.stage(i))
-                   : map.run(direction, std::move(taken), recording.stage(i)));
-      });
-    }
-    if (window && window->is_measured()) {
-      plan_.first_kept = stages_.size() - window->size();
-    }
-    if (recording.is_recording()) {
-      kept_blocks_ = window ? window->size() : 0;
-    }
-    return {streams.take_whole()};
+      Recording& recording) override {
+    return {chain_.run(direction, std::move(inputs[0]), recording, settings())};
   }
 
-  BackwardOutput backward_step(
+  BeforeRun backward_step(
       Direction direction,
-      BackwardInput given,
-      detail::Recording& recording,
-      detail::ParameterGradients& parameters) override {
-    if (given.kept_inputs[0].defined()) {
+      AfterRun after,
+      Recording& recording,
+      ParameterGradients& parameters) override {
+    if (after.kept_inputs[0].defined()) {
       return Invertible::backward_step(
-          direction, std::move(given), recording, parameters);
+          direction, std::move(after), recording, parameters);
     }
-    detail::Streams values(
-        std::move(given.outputs[0]), options.memory_format());
-    detail::Streams grads(
-        std::move(given.grad_outputs[0]), options.memory_format());
-    for (size_t k = stages_.size(); k-- > 0;) {
-      const size_t i = stage_at(direction, k);
-      at_stage("backward", i, [&] {
-        Invertible& map = *stages_[i].map;
-        BackwardInput stage;
-        stage.outputs = values.take_for(map);
-        stage.grad_outputs = grads.take_for(map);
-        stage.kept_inputs.resize(stage.outputs.size());
-        stage.needs_grad.assign(
-            stage.outputs.size(), k > 0 || given.needs_grad[0]);
-        stage.retain_graph = given.retain_graph;
-        BackwardOutput before = recording.stage(i).kept
-            ? detail::kept_backward_step(
-                  map, std::move(stage), recording.stage(i), parameters)
-            : map.backward_step(
-                  direction, std::move(stage), recording.stage(i), parameters);
-        values.set(std::move(before.inputs));
-        grads.set(std::move(before.grad_inputs));
-      });
-    }
-    return {{values.take_whole()}, {grads.take_whole()}};
+    return chain_.backward_step(
+        direction, std::move(after), recording, parameters, settings());
   }
 
   /// How many blocks kept their activations in the last forward or inverse
   /// that recorded a graph.
   size_t kept_blocks() const {
-    return kept_blocks_;
+    return chain_.kept_blocks();
   }
 
   torch::nn::Module& module() override {
@@ -220,11 +157,9 @@ class ReversibleSequenceImpl final
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<ReversibleSequenceImpl>(options);
-    for (size_t i = 0; i < stages_.size(); ++i) {
-      const size_t first = first_use(i);
-      copy->stages_.push_back(
-          first < i ? copy->stages_[first] : stages_[i].clone(device));
-      copy->register_stage();
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const size_t first = first_use(blocks_[i].module);
+      copy->add(first < i ? copy->blocks_[first] : blocks_[i].clone(device));
     }
     detail::copy_modes(*this, *copy);
     return copy;
@@ -244,132 +179,66 @@ class ReversibleSequenceImpl final
   ReversibleSequenceOptions options;
 
  private:
-  struct Stage {
-    std::shared_ptr<Invertible> map;
+  /// A block, as a module and as what the chain runs.
+  struct Block {
     std::shared_ptr<torch::nn::Module> module;
-    std::function<Stage(const std::optional<c10::Device>&)> clone;
+    std::shared_ptr<Invertible> invertible;
+    std::function<Block(const std::optional<c10::Device>&)> clone;
   };
 
+  /// The block of a module whose holder is an M.
   template <class M>
-  static Stage cloned_stage(
-      const M& block,
-      const std::optional<c10::Device>& device) {
-    std::shared_ptr<detail::contained_t<M>> module =
-        detail::clone(block, device).ptr();
-    return {detail::as_invertible(module), module, [module](const auto& to) {
-              return cloned_stage<M>(M(module), to);
-            }};
+  static Block block_of(const std::shared_ptr<detail::contained_t<M>>& module) {
+    return {
+        module,
+        detail::as_invertible(module),
+        [module](const std::optional<c10::Device>& device) {
+          return block_of<M>(detail::clone(M(module), device).ptr());
+        }};
   }
 
-  /// The first stage that is the same module as stage i.
-  size_t first_use(size_t i) const {
+  /// One module used twice is one child: registered twice, its parameters would
+  /// be stepped twice.
+  void add(Block block) {
+    const size_t i = blocks_.size();
+    if (first_use(block.module) == i) {
+      register_module(std::to_string(i), block.module);
+    }
+    chain_.push_back(block.invertible);
+    blocks_.push_back(std::move(block));
+  }
+
+  /// The first block that is this module; the number of blocks if none is.
+  size_t first_use(const std::shared_ptr<torch::nn::Module>& module) const {
     size_t first = 0;
-    while (stages_[first].module != stages_[i].module) {
+    while (first < blocks_.size() && blocks_[first].module != module) {
       ++first;
     }
     return first;
   }
 
-  /// Registers the last stage as a child. One block used twice is one child:
-  /// registered twice, its parameters would be stepped twice.
-  void register_stage() {
-    const size_t last = stages_.size() - 1;
-    if (first_use(last) == last) {
-      register_module(std::to_string(last), stages_[last].module);
-    }
-  }
-
-  void check_format(Direction direction, const at::Tensor& input) const {
-    const auto format = options.memory_format();
-    const int64_t dims = format == at::MemoryFormat::ChannelsLast ? 4
-        : format == at::MemoryFormat::ChannelsLast3d              ? 5
-                                                                  : input.dim();
-    TORCH_CHECK_VALUE(
-        format != at::MemoryFormat::Preserve,
-        "ReversibleSequence::",
-        name_of(direction),
-        "(): expected a memory_format to convert to, but got Preserve. Set "
-        "none "
-        "for that of the input.");
-    TORCH_CHECK_VALUE(
-        input.dim() == dims,
-        "ReversibleSequence::",
-        name_of(direction),
-        "(): expected an input of ",
-        dims,
-        " dims for its memory_format, but got ",
-        detail::describe(input),
-        ". Set ChannelsLast for images (N, C, H, W), ChannelsLast3d for "
-        "volumes, "
-        "or no memory_format.");
-  }
-
-  /// The k-th stage to run in a direction.
-  size_t stage_at(Direction direction, size_t k) const {
-    return direction == Direction::kForward ? k : stages_.size() - 1 - k;
-  }
-
-  /// Runs what a stage does; a failure says where it was.
-  template <class Fn>
-  void at_stage(const char* method, size_t i, Fn&& fn) const {
-    const auto place = [&] {
-      return c10::str(
-          "ReversibleSequence::",
-          method,
-          "(): block ",
-          i,
-          " (",
-          stages_[i].map->type_name(),
-          ")");
-    };
-    try {
-      fn();
-    } catch (c10::Error& error) {
-      error.add_context(place());
-      throw;
-    } catch (const std::exception& error) {
-      // Other types cannot be told where: in backward, where the caller is far
-      // away, the place matters more than the type.
-      TORCH_CHECK(
-          method != std::string("backward"), place(), ": ", error.what());
-      throw;
-    }
-  }
-
-  /// From which stage on blocks are worth keeping, in order of the direction:
-  /// known from the last run, if that was of the same kind.
-  size_t first_kept(Direction direction, const at::Tensor& input) {
-    Plan plan;
-    plan.direction = direction;
-    plan.budget = options.memory_budget();
-    plan.sizes = input.sizes().vec();
-    plan.dtype = input.scalar_type();
-    plan.autocast = detail::is_autocast_on(input.device());
-    plan.training = is_training();
-    plan.blocks = stages_.size();
-    const bool same = std::tie(
-                          plan.direction,
-                          plan.budget,
-                          plan.sizes,
-                          plan.dtype,
-                          plan.autocast,
-                          plan.training,
-                          plan.blocks) ==
-        std::tie(plan_.direction,
-                 plan_.budget,
-                 plan_.sizes,
-                 plan_.dtype,
-                 plan_.autocast,
-                 plan_.training,
-                 plan_.blocks);
-    plan.first_kept = same ? plan_.first_kept : 0;
-    plan_ = std::move(plan);
-    return plan_.first_kept;
+  detail::ChainSettings settings() const {
+    return {options.memory_budget(), options.memory_format(), is_training()};
   }
 
   at::Tensor call(Direction direction, const at::Tensor& input) {
+    check(direction);
+    if (options.disable() || !detail::records_graph({input}, *this)) {
+      Recording off = Recording::off();
+      return run(direction, {input}, off)[0];
+    }
+    auto state = c10::make_intrusive<detail::NodeState>(
+        std::string("ReversibleSequence::") + name_of(direction) + "()",
+        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this()),
+        direction,
+        /*keep_inputs=*/false,
+        options.preserve_rng_state());
+    return detail::run_node(std::move(state), {input})[0];
+  }
+
+  void check(Direction direction) const {
     TORCH_CHECK(
-        !stages_.empty(),
+        !blocks_.empty(),
         "ReversibleSequence::",
         name_of(direction),
         "(): expected at least one block, but got none. Add blocks with "
@@ -381,34 +250,10 @@ class ReversibleSequenceImpl final
         "(): expected a memory_budget of 0 or more bytes, but got ",
         options.memory_budget(),
         ". 0 keeps no activations.");
-    if (options.disable() || !detail::records_graph({input}, *this)) {
-      detail::Recording off = detail::Recording::off();
-      return run(direction, {input}, off)[0];
-    }
-    auto state = c10::make_intrusive<detail::NodeState>(
-        std::string("ReversibleSequence::") + name_of(direction) + "()",
-        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this()),
-        direction,
-        /*keep_inputs=*/false,
-        options.preserve_rng_state());
-    return detail::run_node(std::move(state), {input}, *this)[0];
   }
 
-  /// What a memory budget came to for one kind of run.
-  struct Plan {
-    Direction direction = Direction::kForward;
-    int64_t budget = -1;
-    std::vector<int64_t> sizes;
-    at::ScalarType dtype = at::kFloat;
-    bool autocast = false;
-    bool training = false;
-    size_t blocks = 0;
-    size_t first_kept = 0; // in the order of the direction
-  };
-
-  std::vector<Stage> stages_;
-  Plan plan_;
-  size_t kept_blocks_ = 0;
+  std::vector<Block> blocks_;
+  detail::Chain chain_;
 };
 
 /// Runs a chain of invertible modules as one autograd node that keeps its last
@@ -422,7 +267,8 @@ class ReversibleSequenceImpl final
 ///           and the activations of as many last blocks as memory_budget has
 ///           room for; nothing that a caller holds is freed. Between couplings
 ///           of the same split_dim the halves travel as two tensors, updated in
-///           place (Note [Streams of a sequence] in docs/design.md). They are
+///           place (Note [Streams of a sequence] in
+///           detail/streams.h). They are
 ///           copies of the input's halves, for which a memory_format costs
 ///           nothing more.
 /// Accuracy: gradients at inputs rebuilt through all later blocks: the error

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <memcnn/detail/describe.h>
-#include <memcnn/detail/freed_storage.h>
-#include <memcnn/detail/gradient.h>
+#include <memcnn/detail/free_inputs.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/signature.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,6 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
-#include <algorithm>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -43,109 +42,6 @@ struct InvertibleModuleWrapperOptions {
   TORCH_ARG(bool, preserve_rng_state) = true;
 };
 
-namespace detail {
-
-/// What the wrapper does that does not depend on the types of its module.
-class WrapperCore {
- public:
-  explicit WrapperCore(std::shared_ptr<Invertible> map)
-      : map_(std::move(map)) {}
-
-  bool records(const Tensors& inputs) const {
-    return records_graph(inputs, map_->module());
-  }
-
-  /// Runs the map as one node and frees its inputs.
-  Tensors run(
-      Direction direction,
-      const Tensors& inputs,
-      const InvertibleModuleWrapperOptions& options) {
-    const bool keep = direction == Direction::kForward
-        ? options.keep_input()
-        : options.keep_input_inverse();
-    auto state = c10::make_intrusive<NodeState>(
-        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()",
-        map_,
-        direction,
-        keep,
-        options.preserve_rng_state());
-
-    Tensors outputs = run_node(state, inputs, map_->module());
-    kept_because_ = keep ? "the options say so" : "";
-    if (!keep) {
-      free_inputs(inputs, outputs, *state);
-    }
-    return outputs;
-  }
-
-  const char* kept_because() const {
-    return kept_because_;
-  }
-
- private:
-  void
-  free_inputs(const Tensors& inputs, const Tensors& outputs, NodeState& state) {
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      const at::Tensor& input = inputs[i];
-      if (state.inputs[i].defined()) {
-        continue; // an integer tensor: it cannot be rebuilt
-      }
-      const bool shared = std::any_of(
-          outputs.begin(), outputs.end(), [&](const at::Tensor& output) {
-            return output.is_alias_of(input);
-          });
-      const char* const reason = shared
-          ? "an output shares its storage"
-          : FreedStorage::reason_to_keep(input, owners_in_producer(input));
-      if (reason == nullptr) {
-        state.freed[i].emplace(input, message(state, input));
-      } else {
-        kept_because_ = reason;
-      }
-    }
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (state.freed[i]) {
-        state.freed[i]->free(inputs[i]);
-      }
-    }
-  }
-
-  /// How many tensors the node that made `tensor` keeps on its memory.
-  static size_t owners_in_producer(const at::Tensor& tensor) {
-    const auto node = tensor.grad_fn();
-    if (node == nullptr) {
-      return 0;
-    }
-    if (const NodeState* state = state_of(*node)) {
-      return static_cast<size_t>(std::count_if(
-          state->outputs.begin(), state->outputs.end(), [&](const Saved& own) {
-            return own.defined() && own.get().is_alias_of(tensor);
-          }));
-    }
-    return saves_its_output(*node) ? 1 : 0;
-  }
-
-  std::string message(const NodeState& state, const at::Tensor& input) const {
-    return c10::str(
-        "memcnn: ",
-        state.place,
-        ": expected its input not to be read between the call and its backward "
-        "pass, but got a read of the freed tensor (",
-        describe(input),
-        ", block ",
-        map_->type_name(),
-        "). Set InvertibleModuleWrapperOptions().",
-        state.direction == Direction::kForward ? "keep_input"
-                                               : "keep_input_inverse",
-        "(true) on that block, or read the tensor before it.");
-  }
-
-  std::shared_ptr<Invertible> map_; // keeps the module alive
-  const char* kept_because_ = "";
-};
-
-} // namespace detail
-
 /// The module behind InvertibleModuleWrapper: the members below have the
 /// signatures of the wrapped module's own.
 template <
@@ -166,8 +62,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
           detail::is_pack_v<std::decay_t<Back>>,
       "memcnn: forward and inverse of a wrapped module take Tensors, one "
       "std::tuple of Tensors or one std::vector<Tensor>, and return a Tensor, "
-      "a "
-      "std::tuple of Tensors or a std::vector<Tensor>.");
+      "a std::tuple of Tensors or a std::vector<Tensor>.");
 
  public:
   explicit InvertibleModuleWrapperImpl(
@@ -175,7 +70,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
       InvertibleModuleWrapperOptions options_ = {})
       : options(options_),
         module(std::move(module_)),
-        core_(detail::as_invertible(module.ptr())) {
+        block_(detail::as_invertible(module.ptr())) {
     reset();
   }
 
@@ -206,7 +101,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   /// Why the last call with a graph kept the memory of an input, in words;
   /// empty if all was freed. For debugging; not for use from several threads.
   std::string input_kept_because() const {
-    return core_.kept_because();
+    return kept_because_;
   }
 
   std::shared_ptr<torch::nn::Module> clone(
@@ -234,14 +129,32 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   Result call(Direction direction, const Plain& plain, const Args&... args) {
     if (!options.disable()) {
       const detail::Tensors inputs = detail::pack(args...);
-      if (core_.records(inputs)) {
-        return detail::unpack<Result>(core_.run(direction, inputs, options));
+      if (detail::records_graph(inputs, *module)) {
+        return detail::unpack<Result>(run(direction, inputs));
       }
     }
     return plain();
   }
 
-  detail::WrapperCore core_;
+  /// Runs the module as one node and frees its inputs.
+  detail::Tensors run(Direction direction, const detail::Tensors& inputs) {
+    const bool keep = direction == Direction::kForward
+        ? options.keep_input()
+        : options.keep_input_inverse();
+    auto state = c10::make_intrusive<detail::NodeState>(
+        std::string("InvertibleModuleWrapper::") + name_of(direction) + "()",
+        block_,
+        direction,
+        keep,
+        options.preserve_rng_state());
+    detail::Tensors outputs = detail::run_node(state, inputs);
+    kept_because_ = keep ? "the options say so"
+                         : detail::free_inputs(inputs, outputs, *state);
+    return outputs;
+  }
+
+  std::shared_ptr<Invertible> block_; // keeps the module alive
+  const char* kept_because_ = "";
 };
 
 /// Runs an invertible module as one autograd node that does not keep its input:
@@ -257,7 +170,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 /// Dtypes:   those of the module; gradients for floating point tensors.
 /// Memory:   keeps the outputs, numel * itemsize bytes each, which the next
 ///           wrapper frees in turn; frees the inputs where nobody else is seen
-///           to need them (Note [Freed inputs] in docs/design.md).
+///           to need them (Note [Freed inputs] in detail/freed_storage.h).
 /// Accuracy: gradients are those of the plain module at an input that was
 ///           rebuilt; check_invertible_module() says how far that is off.
 /// Throws:   c10::Error if a freed input is read, or if outputs, parameters or
@@ -282,14 +195,12 @@ class InvertibleModuleWrapper
           detail::has_inverse_v<detail::contained_t<M>>,
       "memcnn: this module has no inverse(): InvertibleModuleWrapper needs a "
       "module with one non-template, non-overloaded member `inverse` that "
-      "takes "
-      "what forward returns.");
+      "takes what forward returns.");
   static_assert(
       !torch::detail::is_module_holder<M>::value ||
           detail::has_forward_v<detail::contained_t<M>>,
       "memcnn: this module has no forward() that can be wrapped: it must be "
-      "one "
-      "non-template, non-overloaded member.");
+      "one non-template, non-overloaded member.");
 
  public:
   using torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>>::ModuleHolder;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Note [Exact mode] of docs/design.md, rule by rule.
+// Note [Exact mode], rule by rule.
 
 #include "../support/modules.h"
 #include "../support/throws_error.h"

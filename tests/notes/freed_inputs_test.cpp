@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Note [Freed inputs] of docs/design.md, rule by rule.
+// Note [Freed inputs], rule by rule.
 
 #include "../support/modules.h"
 #include "../support/probes.h"

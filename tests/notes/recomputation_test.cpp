@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Note [Recomputation] of docs/design.md, rule by rule, for the wrapper and the
-// sequence.
+// Note [Recomputation], rule by rule, for the wrapper and the sequence.
 
 #include "../support/modules.h"
 #include "../support/probes.h"
@@ -501,6 +500,25 @@ TEST_P(Recomputation, Rule7ANodeHoldsNothingAfterBackward) {
   y.sum().backward();
   y = torch::Tensor();
   EXPECT_EQ(meter.held_bytes(), gradients);
+}
+
+// Rule 8: a rebuilt input is like the true one.
+
+TEST_P(Recomputation, Rule8AnInputOfAnotherKindIsAnError) {
+  const auto wrong = [&](const torch::Tensor& x) {
+    WrongInverse block(
+        [](const torch::Tensor& y) { return (y / 2).to(torch::kFloat); });
+    if (GetParam() == Engine::kWrapper) {
+      return memcnn::InvertibleModuleWrapper(block)(x);
+    }
+    return memcnn::ReversibleSequence(block, Coupling(conv_branch()))(x);
+  };
+  const torch::Tensor y = wrong(made_by_a_layer(image_leaf()));
+  EXPECT_THAT(
+      [&] { y.sum().backward(); },
+      ThrowsError<c10::Error>(HasSubstr(
+          "expected inverse() to rebuild an input of sizes [2, 6, 5, "
+          "5], Double, cpu, but got sizes [2, 6, 5, 5], Float, cpu")));
 }
 
 } // namespace

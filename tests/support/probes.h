@@ -108,4 +108,21 @@ struct ThrowingImpl final : torch::nn::Cloneable<ThrowingImpl> {
 };
 TORCH_MODULE(Throwing);
 
+/// Its inverse does to the output what it is told, and undoes nothing.
+struct WrongInverseImpl final : torch::nn::Cloneable<WrongInverseImpl> {
+  using Map = std::function<torch::Tensor(const torch::Tensor&)>;
+
+  explicit WrongInverseImpl(Map wrong_) : wrong(std::move(wrong_)) {}
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor x) {
+    return x * 2;
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return wrong(y);
+  }
+
+  Map wrong;
+};
+TORCH_MODULE(WrongInverse);
+
 } // namespace memcnn_test

@@ -3,6 +3,7 @@
 
 #include <memcnn/coupling/options.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/halves.h>
 #include <memcnn/detail/holder.h>
 
 #include <ATen/Functions.h>
@@ -28,14 +29,6 @@ struct ScaleShift {
 };
 
 namespace detail {
-
-/// Interface: a module that takes channels apart along a dimension, which has
-/// to be the one of the coupling around it.
-class SplitsChannels {
- public:
-  virtual ~SplitsChannels() = default;
-  virtual int64_t split_dim() const = 0;
-};
 
 /// h = f(x) with twice the channels: even channels are the shift, odd ones the
 /// raw scale.

@@ -39,12 +39,12 @@ struct AdditiveLaw {
     direction == Direction::kForward ? half.add_(value) : half.sub_(value);
   }
 
-  /// `grad` is that of the updated half, and stays that of the half before.
-  static std::vector<at::Tensor> gradient(
+  /// grad is that of the updated half, and stays that of the half before.
+  static std::vector<at::Tensor> pull_back(
       Direction direction,
       const at::Tensor& /*x*/,
       const Value& /*value*/,
-      const at::Tensor& grad) {
+      at::Tensor& grad) {
     return {direction == Direction::kForward ? grad : -grad};
   }
 };
@@ -78,6 +78,8 @@ using AdditiveCouplingImpl = detail::CouplingImpl<F, G, detail::AdditiveLaw>;
 ///   memcnn::AdditiveCoupling coupling(Branch(32), Branch(32));
 ///   memcnn::AdditiveCoupling copied(Branch(32)); // G is a deep copy of F
 ///   torch::Tensor y = coupling(x);
+///
+/// To read next: invertible.h, which says what a backward step is.
 template <class F, class G = F>
 class AdditiveCoupling
     : public torch::nn::ModuleHolder<AdditiveCouplingImpl<F, G>> {

@@ -52,12 +52,12 @@ struct AffineLaw {
     }
   }
 
-  /// `grad` is that of the updated half; it becomes that of the half before.
-  static std::vector<at::Tensor> gradient(
+  /// grad is that of the updated half, and becomes that of the half before.
+  static std::vector<at::Tensor> pull_back(
       Direction direction,
       const at::Tensor& x,
       const Value& value,
-      const at::Tensor& grad) {
+      at::Tensor& grad) {
     if (direction == Direction::kForward) { // y = s x + t
       at::Tensor shift = grad.clone();
       at::Tensor scale = grad * x;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/describe.h>
+#include <memcnn/detail/ownership.h>
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
@@ -24,13 +24,33 @@
 
 namespace memcnn::detail {
 
-/// Whether nothing but this tensor refers to its memory, so that nobody sees
-/// when it is overwritten.
-inline bool is_sole_owner(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() &&
-      tensor.storage().use_count() == 1 &&
-      tensor.is_non_overlapping_and_dense();
-}
+// Note [Freed inputs]
+// ~~~~~~~~~~~~~~~~~~~
+// For InvertibleModuleWrapper only: a sequence frees nothing that a caller
+// holds.
+//
+// 1. A storage is emptied and refilled in place, with no version bump, so that
+//    an upstream node that saved the same tensor finds it whole again. Zeros of
+//    a ReLU come back as zeros: its backward asks where its output is positive,
+//    and a zero rebuilt from a sum is a rounding error of either sign. Where
+//    they were is kept, one byte a value.
+// 2. It is freed only when a graph is being recorded and nobody else can be
+//    hurt as far as can be seen: not a leaf, no view, offset 0, dense, filling
+//    its storage, shared by no output, of an allocator that LibTorch knows.
+//    Owners that may share it are the tensor itself and the saved output of the
+//    node that made it: one of our own, whose record is consulted, or one of
+//    the few operators known to save their output. Any other live tensor on it:
+//    kept. input_kept_because() tells why.
+// 3. Who touches a freed tensor before backward gets an error that names
+//    memcnn, the block and the option to set: the tensor points to a poisoned
+//    storage while the emptied one waits. The node that made it is guarded,
+//    too, where it saved its output: a backward pass that reaches it past the
+//    block stops before it reads.
+// 4. A failed forward leaves every tensor whole: all that can fail is done
+//    before the first byte is freed. After a failed backward a tensor is whole
+//    or gives rule 3's error; the library stays usable.
+// 5. The peak of a step does not grow with the number of wrapped blocks beyond
+//    parameters and gradients.
 
 /// Whether this autograd node saves what it returns, and so refers to the
 /// memory of its output by a tensor of its own.

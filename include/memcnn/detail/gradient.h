@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/tensors.h>
+
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/engine.h>
@@ -10,28 +12,11 @@
 #include <torch/nn/module.h>
 
 #include <memory>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
 namespace memcnn::detail {
-
-using Tensors = std::vector<at::Tensor>;
-
-/// The parameters of a module that take part in training, each once: a module
-/// or parameter that is registered twice appears twice in parameters().
-inline Tensors trained_parameters(const torch::nn::Module& module) {
-  Tensors unique;
-  std::unordered_set<const at::TensorImpl*> seen;
-  for (const at::Tensor& parameter : module.parameters()) {
-    if (parameter.defined() && parameter.requires_grad() &&
-        seen.insert(parameter.unsafeGetTensorImpl()).second) {
-      unique.push_back(parameter);
-    }
-  }
-  return unique;
-}
 
 /// Takes the tensor hooks off some leaves for a while.
 ///
@@ -60,53 +45,6 @@ class HooksAside {
  private:
   using Hooks = std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>;
   std::vector<std::pair<at::Tensor, Hooks>> aside_;
-};
-
-/// Gradients for the parameters of one autograd node: which are wanted, and
-/// their sums so far. A parameter shared by several branches gets them all.
-class ParameterGradients {
- public:
-  ParameterGradients(const Tensors& parameters, const std::vector<bool>& wanted)
-      : sums_(parameters.size()) {
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      if (wanted[i]) {
-        slots_.emplace(parameters[i].unsafeGetTensorImpl(), i);
-      }
-    }
-  }
-
-  /// Those parameters of a branch whose gradients are wanted.
-  Tensors wanted(const torch::nn::Module& branch) const {
-    Tensors result;
-    for (at::Tensor& parameter : trained_parameters(branch)) {
-      if (slots_.count(parameter.unsafeGetTensorImpl()) != 0) {
-        result.push_back(std::move(parameter));
-      }
-    }
-    return result;
-  }
-
-  void add(const at::Tensor& parameter, at::Tensor gradient) {
-    if (gradient.defined()) {
-      // Where a parameter is added to a half as it is, its gradient is that of
-      // the half, which the backward step goes on to update in place.
-      if (gradient.use_count() > 1 ||
-          (gradient.has_storage() && gradient.storage().use_count() > 1)) {
-        gradient = gradient.clone();
-      }
-      at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];
-      sum = sum.defined() ? sum + gradient : std::move(gradient);
-    }
-  }
-
-  /// In the order of the node's parameters; undefined where there is none.
-  Tensors take() {
-    return std::move(sums_);
-  }
-
- private:
-  std::unordered_map<const at::TensorImpl*, size_t> slots_;
-  Tensors sums_;
 };
 
 /// Stops where a module reaches a tensor that needs a gradient and is neither

@@ -145,4 +145,20 @@ Holder clone(
   return copy;
 }
 
+/// A deep copy of `second` beside that of `first`: the same copy where both
+/// hold one module.
+template <class First, class Second>
+Second clone_beside(
+    const First& first,
+    const First& first_copy,
+    const Second& second,
+    const std::optional<c10::Device>& device) {
+  if constexpr (std::is_same_v<First, Second>) {
+    if (module_of(first) == module_of(second)) {
+      return first_copy;
+    }
+  }
+  return clone(second, device);
+}
+
 } // namespace memcnn::detail

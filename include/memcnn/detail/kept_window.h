@@ -2,8 +2,9 @@
 #pragma once
 
 #include <memcnn/allocation_meter.h>
-#include <memcnn/detail/gradient.h>
-#include <memcnn/detail/recording.h>
+#include <memcnn/detail/autocast_state.h>
+#include <memcnn/detail/local_run.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/core/Tensor.h>
@@ -13,20 +14,100 @@
 #include <cstdint>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 namespace memcnn::detail {
 
+// Note [Memory budget]
+// ~~~~~~~~~~~~~~~~~~~~
+// ReversibleSequenceOptions().memory_budget(bytes) keeps the activations of the
+// last blocks that fit, so that these need not run again.
+//
+// 1. What a block keeps is measured when it runs, by the allocators' own
+//    reports. Blocks run with a graph; where the budget is exceeded the oldest
+//    kept block gives up its graph, and will be recomputed. From the second
+//    step of a kind on, blocks that will not fit run without a graph from the
+//    start.
+// 2. The last blocks are the ones to keep. Blocks of a chain do about the same
+//    work per byte, so any of them saves the same time; but backward meets the
+//    last ones first, and their memory is gone before the others begin to
+//    recompute. The peak is then the larger of what was kept and what a
+//    recomputation needs, not the sum. It also makes the choice a matter of
+//    sizes alone: the same in every run, which timings would not be.
+// 3. Gradients are the same as without a budget, up to the rounding of
+//    reconstruction that kept blocks are spared.
+// 4. Inside a torch profiler nothing can be measured, since it is asked for by
+//    the same means: the choice of an earlier step holds, and without one
+//    nothing is kept.
+
+/// A run that kept its activations, so that it need not run again: its
+/// arguments, and its outputs with their graph.
+struct KeptRun {
+  /// What is kept of the run that a recording is of; null where nothing is.
+  static std::shared_ptr<KeptRun>& of(Recording& recording) {
+    return recording.kept_run_;
+  }
+
+  Tensors arguments;
+  Tensors outputs;
+};
+
+/// How many blocks of a chain fitted into a budget in the last run, which says
+/// how many will in another run of its kind (Note [Memory budget], rule 1).
+class BudgetPlan {
+ public:
+  /// All that the memory of a run depends on.
+  using Kind = std::tuple<
+      Direction,
+      /*budget=*/int64_t,
+      /*sizes=*/std::vector<int64_t>,
+      at::ScalarType,
+      /*autocast=*/bool,
+      /*training=*/bool,
+      /*blocks=*/size_t>;
+
+  static Kind kind_of(
+      Direction direction,
+      int64_t budget,
+      const at::Tensor& input,
+      bool training,
+      size_t blocks) {
+    return {
+        direction,
+        budget,
+        input.sizes().vec(),
+        input.scalar_type(),
+        is_autocast_on(input.device()),
+        training,
+        blocks};
+  }
+
+  /// From which block on blocks are worth keeping, in the order of their run: 0
+  /// where the last run was of another kind.
+  size_t first_kept(Kind kind) {
+    if (kind != kind_) {
+      kind_ = std::move(kind);
+      first_kept_ = 0;
+    }
+    return first_kept_;
+  }
+
+  /// What the run of that kind came to.
+  void set_first_kept(size_t block) {
+    first_kept_ = block;
+  }
+
+ private:
+  std::optional<Kind> kind_;
+  size_t first_kept_ = 0;
+};
+
 /// The blocks of a chain that keep their activations within a budget of bytes:
-/// always the last ones that fit.
-///
-/// What a block keeps is measured when it runs. Blocks of a chain do about the
-/// same work per byte; the last ones are the best to keep since backward meets
-/// them first: their memory is gone before the others begin to recompute, so
-/// that the peak of the step is what was kept or what a recomputation needs,
-/// and not the sum of both.
+/// always the last ones that fit (Note [Memory budget], rule 2).
 class KeptWindow {
  public:
   /// Blocks before the given number are known not to fit in the end.
@@ -48,39 +129,23 @@ class KeptWindow {
       --skip_;
       return block.run(direction, std::move(inputs), recording);
     }
-    Recording::KeptRun kept;
+    auto kept = std::make_shared<KeptRun>();
     int64_t argument_bytes = 0;
     for (at::Tensor& input : inputs) {
       argument_bytes += static_cast<int64_t>(input.nbytes());
-      kept.arguments.push_back(input.detach().requires_grad_());
+      kept->arguments.push_back(input.detach().requires_grad_());
       input.reset();
     }
-    int64_t added_bytes = 0;
-    {
-      // Inside a torch profiler nothing can be measured: then the plan of an
-      // earlier run holds, and without one nothing is kept.
-      std::optional<AllocationMeter> added;
-      if (is_measured_) {
-        added.emplace();
-      }
-      const at::AutoGradMode with_graph(true);
-      kept.outputs = block.run(direction, kept.arguments, recording);
-      added_bytes = added ? added->held_bytes() : 0;
-    }
+    const int64_t added_bytes =
+        run_with_graph(block, direction, *kept, recording);
     Tensors outputs;
-    for (const at::Tensor& output : kept.outputs) {
+    for (const at::Tensor& output : kept->outputs) {
       outputs.push_back(output.detach());
     }
-    recording.kept.emplace(std::move(kept));
+    KeptRun::of(recording) = std::move(kept);
     blocks_.push_back({&recording, argument_bytes, added_bytes});
-    bytes_ += blocks_.back().bytes;
-    // Arguments are results of the block before, where that one is kept.
-    while (!blocks_.empty() &&
-           blocks_.front().argument_bytes + bytes_ > budget_) {
-      bytes_ -= blocks_.front().bytes;
-      blocks_.front().recording->kept.reset();
-      blocks_.pop_front();
-    }
+    bytes_ += added_bytes;
+    make_room();
     return outputs;
   }
 
@@ -101,6 +166,33 @@ class KeptWindow {
     int64_t bytes; // what its run added
   };
 
+  /// Returns the bytes that the run added.
+  int64_t run_with_graph(
+      Invertible& block,
+      Direction direction,
+      KeptRun& kept,
+      Recording& recording) const {
+    // Inside a torch profiler nothing can be measured: then the plan of an
+    // earlier run holds, and without one nothing is kept.
+    std::optional<AllocationMeter> added;
+    if (is_measured_) {
+      added.emplace();
+    }
+    const at::AutoGradMode with_graph(true);
+    kept.outputs = block.run(direction, kept.arguments, recording);
+    return added ? added->held_bytes() : 0;
+  }
+
+  void make_room() {
+    // Arguments are results of the block before, where that one is kept.
+    while (!blocks_.empty() &&
+           blocks_.front().argument_bytes + bytes_ > budget_) {
+      bytes_ -= blocks_.front().bytes;
+      KeptRun::of(*blocks_.front().recording).reset();
+      blocks_.pop_front();
+    }
+  }
+
   int64_t budget_;
   bool is_measured_;
   size_t skip_;
@@ -109,32 +201,29 @@ class KeptWindow {
 };
 
 /// The backward step of a block that kept its activations: nothing runs again.
-inline BackwardOutput kept_backward_step(
+inline BeforeRun kept_backward_step(
     Invertible& block,
-    BackwardInput given,
+    AfterRun after,
     Recording& recording,
     ParameterGradients& parameters) {
-  Recording::KeptRun kept;
-  if (given.retain_graph) {
-    kept = *recording.kept;
-  } else {
-    kept = std::move(*recording.kept);
-    recording.kept.reset();
+  std::shared_ptr<KeptRun>& stored = KeptRun::of(recording);
+  KeptRun kept = after.retain_graph ? *stored : std::move(*stored);
+  if (!after.retain_graph) {
+    stored.reset();
   }
-  given.outputs.clear();
-  const GraphUse use = given.retain_graph ? GraphUse::kRetain : GraphUse::kFree;
-  BackwardOutput result;
-  for (const at::Tensor& argument : kept.arguments) {
-    result.inputs.push_back(argument.detach());
+  after.outputs.clear();
+  LocalRun run(
+      block.module(), std::move(kept.arguments), after.needs_grad, parameters);
+  run.outputs = std::move(kept.outputs);
+
+  BeforeRun before;
+  for (const at::Tensor& argument : run.arguments) {
+    before.inputs.push_back(argument.detach());
   }
-  result.grad_inputs = differentiate_run(
-      block.module(),
-      kept.arguments,
-      std::move(kept.outputs),
-      std::move(given),
-      parameters,
-      use);
-  return result;
+  before.grad_inputs = run.gradients(
+      std::move(after.grad_outputs),
+      after.retain_graph ? GraphUse::kRetain : GraphUse::kFree);
+  return before;
 }
 
 } // namespace memcnn::detail

@@ -4,8 +4,12 @@
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/gradient.h>
-#include <memcnn/detail/recording.h>
+#include <memcnn/detail/local_run.h>
+#include <memcnn/detail/rebuilt.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/parameter_gradients.h>
+#include <memcnn/recording.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -26,10 +30,8 @@ namespace memcnn::detail {
 class Saved {
  public:
   Saved() = default;
-  /// Saves an alias without a graph: an output that its own node referred to
-  /// would never die.
-  explicit Saved(const at::Tensor& tensor)
-      : tensor_(tensor.detach()), version_(tensor._version()) {}
+  explicit Saved(at::Tensor tensor)
+      : tensor_(std::move(tensor)), version_(tensor_._version()) {}
 
   bool defined() const {
     return tensor_.defined();
@@ -53,18 +55,18 @@ class Saved {
 struct NodeState : torch::CustomClassHolder {
   NodeState(
       std::string place_,
-      std::shared_ptr<Invertible> map_,
+      std::shared_ptr<Invertible> block_,
       Direction direction_,
       bool keep_inputs_,
       bool preserve_rng_state)
       : place(std::move(place_)),
-        map(std::move(map_)),
+        block(std::move(block_)),
         direction(direction_),
         keep_inputs(keep_inputs_),
         recording(Recording::start(preserve_rng_state)) {}
 
   std::string place; // "InvertibleModuleWrapper::forward()"
-  std::shared_ptr<Invertible> map;
+  std::shared_ptr<Invertible> block;
   Direction direction;
   bool keep_inputs;
   Recording recording;
@@ -72,8 +74,6 @@ struct NodeState : torch::CustomClassHolder {
   std::vector<Saved> inputs; // those kept; the others are undefined
   std::vector<Saved> outputs; // none if all inputs are kept
   std::vector<Saved> parameters;
-  std::vector<at::Tensor> parameter_handles;
-  std::vector<std::vector<int64_t>> input_sizes;
   std::vector<std::optional<FreedStorage>> freed; // one an input
   bool released = false;
 };
@@ -91,37 +91,13 @@ class InvertibleFunction
       at::TensorList parameters,
       const State& state) {
     context->set_materialize_grads(false);
+    state->recording.note_inputs(inputs);
     Tensors outputs =
-        state->map->run(state->direction, inputs.vec(), state->recording);
+        state->block->run(state->direction, inputs.vec(), state->recording);
     state->recording.replay_from_here();
-
-    bool all_kept = true;
-    for (const at::Tensor& input : inputs) {
-      const bool keep = state->keep_inputs || !is_differentiable(input);
-      state->inputs.push_back(keep ? Saved(input) : Saved());
-      state->input_sizes.push_back(input.sizes().vec());
-      all_kept = all_kept && keep;
-    }
-    Tensors not_differentiable;
-    for (const at::Tensor& output : outputs) {
-      TORCH_CHECK_VALUE(
-          output.defined(),
-          state->place,
-          ": expected defined tensors from the module, but got an undefined "
-          "one. Return an empty tensor instead.");
-      if (!is_differentiable(output)) {
-        not_differentiable.push_back(output);
-      }
-      if (!all_kept) {
-        state->outputs.emplace_back(output);
-      }
-    }
-    for (const at::Tensor& parameter : parameters) {
-      state->parameters.emplace_back(parameter);
-      state->parameter_handles.push_back(parameter);
-    }
-    state->freed.resize(inputs.size());
-    context->mark_non_differentiable(not_differentiable);
+    context->mark_non_differentiable(save(*state, inputs, outputs, parameters));
+    // A node's saved_data holds IValues, and a capsule is the one that holds an
+    // object of any class.
     context->saved_data["state"] = c10::IValue::make_capsule(state);
     return outputs;
   }
@@ -132,16 +108,27 @@ class InvertibleFunction
     const State state = c10::static_intrusive_pointer_cast<NodeState>(
         context->saved_data.at("state").toCapsule());
     check(*state);
-    const size_t inputs = state->input_sizes.size();
-    const size_t parameters = state->parameters.size();
+    const auto needed = [&](size_t first, size_t count) {
+      std::vector<bool> result;
+      for (size_t i = first; i < first + count; ++i) {
+        result.push_back(context->needs_input_grad(i));
+      }
+      return result;
+    };
+    const size_t inputs = state->inputs.size();
+    ParameterGradients parameters(
+        tensors_of(state->parameters),
+        needed(inputs, state->parameters.size()));
+    AfterRun after = after_run(*state, grad_outputs, needed(0, inputs));
+    BeforeRun before = at::GradMode::is_enabled()
+        ? differentiable_step(*state, std::move(after), parameters)
+        : step(*state, std::move(after), parameters);
 
-    std::vector<bool> needed;
-    for (size_t i = 0; i < inputs + parameters; ++i) {
-      needed.push_back(context->needs_input_grad(i));
+    restore_inputs(*state, before.inputs);
+    Tensors gradients = std::move(before.grad_inputs);
+    for (at::Tensor& gradient : parameters.take()) {
+      gradients.push_back(std::move(gradient));
     }
-    Tensors gradients = at::GradMode::is_enabled()
-        ? differentiable_gradients(*state, grad_outputs, needed)
-        : recomputed_gradients(*state, grad_outputs, needed);
     gradients.emplace_back(); // of the state
     if (!torch::autograd::get_current_graph_task_keep_graph()) {
       release(*state);
@@ -160,6 +147,49 @@ class InvertibleFunction
     return tensor.is_floating_point() || tensor.is_complex();
   }
 
+  /// Notes what backward will need; returns the outputs that have no gradient.
+  static Tensors save(
+      NodeState& state,
+      at::TensorList inputs,
+      const Tensors& outputs,
+      at::TensorList parameters) {
+    // Aliases without a graph: an output that its own node referred to would
+    // never die.
+    bool all_kept = true;
+    for (const at::Tensor& input : inputs) {
+      const bool keep = state.keep_inputs || !is_differentiable(input);
+      state.inputs.push_back(keep ? Saved(input.detach()) : Saved());
+      all_kept = all_kept && keep;
+    }
+    Tensors not_differentiable;
+    for (const at::Tensor& output : outputs) {
+      TORCH_CHECK_VALUE(
+          output.defined(),
+          state.place,
+          ": expected defined tensors from the module, but got an undefined "
+          "one. Return an empty tensor instead.");
+      if (!is_differentiable(output)) {
+        not_differentiable.push_back(output);
+      }
+      if (!all_kept) {
+        state.outputs.emplace_back(output.detach());
+      }
+    }
+    for (const at::Tensor& parameter : parameters) {
+      state.parameters.emplace_back(parameter);
+    }
+    state.freed.resize(inputs.size());
+    return not_differentiable;
+  }
+
+  static Tensors tensors_of(const std::vector<Saved>& saved) {
+    Tensors tensors;
+    for (const Saved& each : saved) {
+      tensors.push_back(each.get());
+    }
+    return tensors;
+  }
+
   static void check(const NodeState& state) {
     TORCH_CHECK(
         !state.released,
@@ -171,8 +201,8 @@ class InvertibleFunction
           output.unchanged(),
           state.place,
           ": expected its output to be unchanged until backward, which "
-          "rebuilds "
-          "the input from it, but got one that was modified in place (",
+          "rebuilds the input from it, but got one that was modified in place "
+          "(",
           describe(output.get()),
           "). Use the out-of-place form of the operation after it.");
       TORCH_CHECK(
@@ -206,101 +236,79 @@ class InvertibleFunction
 
   /// What backward_step() is told. Unless the graph is retained the outputs'
   /// memory is handed over for good.
-  static BackwardInput given(
+  static AfterRun after_run(
       NodeState& state,
       torch::autograd::variable_list& grad_outputs,
-      const std::vector<bool>& needed) {
-    const bool retain = torch::autograd::get_current_graph_task_keep_graph();
-    BackwardInput given;
-    given.retain_graph = retain;
+      std::vector<bool> needs_grad) {
+    AfterRun after;
+    after.retain_graph = torch::autograd::get_current_graph_task_keep_graph();
     for (Saved& output : state.outputs) {
-      given.outputs.push_back(retain ? output.get() : output.take());
+      after.outputs.push_back(
+          after.retain_graph ? output.get() : output.take());
     }
-    state.released = !retain; // even if this pass fails
-    given.grad_outputs = std::move(grad_outputs);
-    given.input_sizes = state.input_sizes;
-    for (size_t i = 0; i < state.inputs.size(); ++i) {
-      given.kept_inputs.push_back(state.inputs[i].get());
-      given.needs_grad.push_back(needed[i]);
-    }
-    return given;
+    state.released = !after.retain_graph; // even if this pass fails
+    after.grad_outputs = std::move(grad_outputs);
+    after.kept_inputs = tensors_of(state.inputs);
+    after.needs_grad = std::move(needs_grad);
+    return after;
   }
 
-  static std::vector<bool> parameter_part(
-      const NodeState& state,
-      const std::vector<bool>& needed) {
-    const auto first =
-        needed.begin() + static_cast<std::ptrdiff_t>(state.inputs.size());
-    return {first, needed.end()};
+  /// The block's own step, whatever that is.
+  static BeforeRun
+  step(NodeState& state, AfterRun after, ParameterGradients& parameters) {
+    const Tensors kept = after.kept_inputs;
+    BeforeRun before = state.block->backward_step(
+        state.direction, std::move(after), state.recording, parameters);
+    check_rebuilt(
+        state.block->type_name(),
+        name_of(state.direction),
+        "backward_step",
+        before.inputs,
+        kept,
+        state.recording.inputs());
+    return before;
   }
 
-  static Tensors recomputed_gradients(
+  /// The default step, with gradients that have a graph themselves
+  /// (create_graph): from inputs that are rebuilt in value, but attached to
+  /// where the true ones came from.
+  static BeforeRun differentiable_step(
       NodeState& state,
-      torch::autograd::variable_list& grad_outputs,
-      const std::vector<bool>& needed) {
-    ParameterGradients parameters(
-        state.parameter_handles, parameter_part(state, needed));
-    BackwardOutput result = state.map->backward_step(
-        state.direction,
-        given(state, grad_outputs, needed),
-        state.recording,
+      AfterRun after,
+      ParameterGradients& parameters) {
+    BeforeRun before;
+    before.inputs =
+        state.block->rebuild(state.direction, after, state.recording);
+
+    const Recording::ReplayScope scope(state.recording);
+    LocalRun again(
+        state.block->module(),
+        attached(before.inputs),
+        after.needs_grad,
         parameters);
-    restore_inputs(state, result.inputs);
-    Tensors gradients = std::move(result.grad_inputs);
-    for (at::Tensor& gradient : parameters.take()) {
-      gradients.push_back(std::move(gradient));
-    }
-    return gradients;
+    again.outputs =
+        state.block->run(state.direction, again.arguments, state.recording);
+    before.grad_inputs = again.gradients(
+        std::move(after.grad_outputs), GraphUse::kDifferentiate);
+    return before;
   }
 
-  /// Gradients that have a graph themselves (create_graph): from inputs that
-  /// are rebuilt in value, but attached to where the true inputs came from.
-  static Tensors differentiable_gradients(
-      NodeState& state,
-      torch::autograd::variable_list& grad_outputs,
-      const std::vector<bool>& needed) {
-    BackwardInput known = given(state, grad_outputs, needed);
-    Tensors arguments =
-        state.map->rebuild(state.direction, known, state.recording);
-    Tensors leaves;
+  /// Rebuilt inputs of the node that runs, in the graph of the true ones.
+  static Tensors attached(const Tensors& inputs) {
     const auto node = torch::autograd::get_current_node();
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      arguments[i] = arguments[i].detach();
+    Tensors result;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      at::Tensor input = inputs[i].detach();
       const torch::autograd::Edge edge = node->next_edge(i);
       if (edge.is_valid()) {
-        torch::autograd::impl::set_gradient_edge(arguments[i], edge);
+        torch::autograd::impl::set_gradient_edge(input, edge);
         // Differentiated with respect to a view: the hooks of the input itself
         // belong to the outer pass.
-        arguments[i] = arguments[i].view_as(arguments[i]);
+        input = input.view_as(input);
       }
-      if (needed[i]) {
-        leaves.push_back(arguments[i]);
-      }
+      result.push_back(std::move(input));
     }
-    Tensors wanted;
-    for (size_t i = 0; i < state.parameter_handles.size(); ++i) {
-      if (needed[arguments.size() + i]) {
-        wanted.push_back(state.parameter_handles[i]);
-      }
-    }
-    const Recording::ReplayScope scope(state.recording);
-    Tensors outputs =
-        state.map->run(state.direction, arguments, state.recording);
-    check_reaches_only(outputs, arguments, state.map->module());
-    Tensors found = local_gradient(
-        std::move(outputs),
-        std::move(known.grad_outputs),
-        leaves,
-        wanted,
-        GraphUse::kDifferentiate);
-    restore_inputs(state, arguments);
-
-    Tensors gradients;
-    auto next = found.begin();
-    for (const bool need : needed) {
-      gradients.push_back(need ? std::move(*next++) : at::Tensor());
-    }
-    return gradients;
+    return result;
   }
 
   static void restore_inputs(NodeState& state, Tensors& inputs) {
@@ -315,7 +323,6 @@ class InvertibleFunction
     state.inputs.clear();
     state.outputs.clear();
     state.parameters.clear();
-    state.parameter_handles.clear();
     state.freed.clear();
     state.recording = Recording::off();
     state.released = true;
@@ -345,11 +352,10 @@ inline bool records_graph(
   return !trained_parameters(module).empty();
 }
 
-/// Runs a map as one autograd node.
+/// Runs a block as one autograd node.
 inline Tensors run_node(
     c10::intrusive_ptr<NodeState> state,
-    const Tensors& inputs,
-    const torch::nn::Module& module) {
+    const Tensors& inputs) {
   for (const at::Tensor& input : inputs) {
     TORCH_CHECK_VALUE(
         input.defined(),
@@ -357,7 +363,7 @@ inline Tensors run_node(
         ": expected tensors, but got an undefined one. Pass an empty tensor "
         "instead.");
   }
-  const Tensors parameters = trained_parameters(module);
+  const Tensors parameters = trained_parameters(state->block->module());
   return InvertibleFunction::apply(
       at::TensorList(inputs), at::TensorList(parameters), state);
 }

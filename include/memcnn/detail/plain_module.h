@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/recording.h>
 #include <memcnn/detail/signature.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/recording.h>
 
-#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/module.h>
 
@@ -13,7 +13,6 @@
 #include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace memcnn::detail {
 
@@ -28,10 +27,8 @@ class PlainModule final : public Invertible {
   explicit PlainModule(std::shared_ptr<M> module)
       : module_(std::move(module)) {}
 
-  std::vector<at::Tensor> run(
-      Direction direction,
-      std::vector<at::Tensor> inputs,
-      Recording& recording) override {
+  Tensors run(Direction direction, Tensors inputs, Recording& recording)
+      override {
     return recording.run(/*index=*/0, *module_, inputs, [&] {
       return direction == Direction::kForward
           ? call<Forward>(
@@ -55,10 +52,7 @@ class PlainModule final : public Invertible {
 
  private:
   template <class Signature, class Fn>
-  std::vector<at::Tensor> call(
-      const Fn& fn,
-      const std::vector<at::Tensor>& inputs,
-      Direction direction) const {
+  Tensors call(const Fn& fn, const Tensors& inputs, Direction direction) const {
     constexpr std::ptrdiff_t kCount = Spread<Signature>::count();
     TORCH_CHECK_VALUE(
         kCount < 0 || static_cast<std::ptrdiff_t>(inputs.size()) == kCount,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/coupling.h>
+#include <memcnn/detail/halves.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/Functions.h>
@@ -11,9 +12,25 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace memcnn::detail {
+
+// Note [Streams of a sequence]
+// ~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+// 1. Between two couplings that split the same dimension the halves travel as
+//    two tensors: no chunk, contiguous or cat between blocks, in forward or
+//    backward. Other blocks get one whole tensor. A half is a dense tensor of
+//    the whole one's memory format, and its gradient is laid out as it is: on
+//    tensors with gaps, or of two formats, batch normalisation and convolutions
+//    would convert their arguments in every block.
+//    memory_format(at::MemoryFormat::ChannelsLast) lets the halves travel in
+//    the format that CPU convolutions are fastest in, whatever the network
+//    around the sequence has.
+// 2. The sequence owns its intermediate tensors, so it updates them in place
+//    (y1 = x1 + F(x2) takes x1's memory); never the caller's input, output or
+//    gradient.
+// 3. Memory that backward needs beyond parameters and their gradients does not
+//    grow with depth.
 
 /// What travels between the blocks of a sequence: one whole tensor, or the two
 /// halves of it along some dimension, as long as all blocks want it so
@@ -33,7 +50,7 @@ class Streams {
 
   /// The tensors in the form that a block takes, given away: the block is then
   /// their only owner, and may overwrite them.
-  std::vector<at::Tensor> take_for(const Invertible& block) {
+  Tensors take_for(const Invertible& block) {
     const std::optional<int64_t> wanted = block.takes_halves_of();
     if (wanted != split_dim_) {
       join();
@@ -45,7 +62,7 @@ class Streams {
   }
 
   /// What a block returned, in the form that it took.
-  void set(std::vector<at::Tensor> tensors) {
+  void set(Tensors tensors) {
     tensors_ = std::move(tensors);
   }
 
@@ -79,7 +96,7 @@ class Streams {
 
   std::optional<at::MemoryFormat> half_format_;
   std::optional<at::MemoryFormat> whole_format_; // where it may be another
-  std::vector<at::Tensor> tensors_;
+  Tensors tensors_;
   std::optional<int64_t> split_dim_;
 };
 

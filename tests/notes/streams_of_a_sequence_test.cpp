@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Note [Streams of a sequence] of docs/design.md, rule by rule.
+// Note [Streams of a sequence], rule by rule.
 
 #include "../support/modules.h"
 #include "../support/probes.h"

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+
+namespace memcnn::detail {
+
+/// Whether nothing but this tensor refers to its memory, so that nobody sees
+/// when it is overwritten.
+inline bool is_sole_owner(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() &&
+      tensor.storage().use_count() == 1 &&
+      tensor.is_non_overlapping_and_dense();
+}
+
+/// The tensor, or a copy of it where others would see it change.
+inline at::Tensor owned(at::Tensor tensor) {
+  return is_sole_owner(tensor) ? std::move(tensor) : tensor.clone();
+}
+
+/// Likewise, in the memory layout of `like`. A loss often returns gradients in
+/// another one, which every kernel of every block would convert again.
+inline at::Tensor owned_as(const at::Tensor& like, at::Tensor tensor) {
+  return is_sole_owner(tensor) && tensor.strides() == like.strides()
+      ? std::move(tensor)
+      : at::empty_like(like).copy_(tensor);
+}
+
+} // namespace memcnn::detail

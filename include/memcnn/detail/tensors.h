@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// Inputs, outputs or gradients of a run, in their order.
+using Tensors = std::vector<at::Tensor>;
+
+/// What a tensor is like, its values apart.
+struct TensorMeta {
+  explicit TensorMeta(const at::Tensor& tensor)
+      : sizes(tensor.sizes().vec()),
+        dtype(tensor.scalar_type()),
+        device(tensor.device()) {}
+
+  /// Whether a tensor is like this.
+  bool fits(const at::Tensor& tensor) const {
+    return tensor.defined() && tensor.sizes() == at::IntArrayRef(sizes) &&
+        tensor.scalar_type() == dtype && tensor.device() == device;
+  }
+
+  std::vector<int64_t> sizes;
+  at::ScalarType dtype;
+  at::Device device;
+};
+
+inline std::string describe(const TensorMeta& meta) {
+  return describe(meta.sizes, meta.dtype, meta.device);
+}
+
+} // namespace memcnn::detail

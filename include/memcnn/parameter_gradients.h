@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/tensors.h>
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+
+#include <cstddef>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace memcnn {
+namespace detail {
+
+/// The parameters of a module that take part in training, each once: a module
+/// or parameter that is registered twice appears twice in parameters().
+inline Tensors trained_parameters(const torch::nn::Module& module) {
+  Tensors unique;
+  std::unordered_set<const at::TensorImpl*> seen;
+  for (const at::Tensor& parameter : module.parameters()) {
+    if (parameter.defined() && parameter.requires_grad() &&
+        seen.insert(parameter.unsafeGetTensorImpl()).second) {
+      unique.push_back(parameter);
+    }
+  }
+  return unique;
+}
+
+} // namespace detail
+
+/// The gradients of the parameters of one backward pass: which are wanted, and
+/// their sums so far. A parameter that several branches share gets them all.
+class ParameterGradients {
+ public:
+  /// wanted: one an entry of parameters.
+  ParameterGradients(
+      const std::vector<at::Tensor>& parameters,
+      const std::vector<bool>& wanted)
+      : sums_(parameters.size()) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (wanted[i]) {
+        slots_.emplace(parameters[i].unsafeGetTensorImpl(), i);
+      }
+    }
+  }
+
+  /// Those parameters of a module whose gradients are wanted.
+  std::vector<at::Tensor> wanted(const torch::nn::Module& module) const {
+    std::vector<at::Tensor> result;
+    for (at::Tensor& parameter : detail::trained_parameters(module)) {
+      if (slots_.count(parameter.unsafeGetTensorImpl()) != 0) {
+        result.push_back(std::move(parameter));
+      }
+    }
+    return result;
+  }
+
+  /// Adds to the gradient of a parameter out of wanted(); an undefined tensor
+  /// adds nothing.
+  void add(const at::Tensor& parameter, at::Tensor gradient) {
+    if (gradient.defined()) {
+      // Where a parameter is added to a half as it is, its gradient is that of
+      // the half, which the backward step goes on to update in place.
+      if (gradient.use_count() > 1 ||
+          (gradient.has_storage() && gradient.storage().use_count() > 1)) {
+        gradient = gradient.clone();
+      }
+      at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];
+      sum = sum.defined() ? sum + gradient : std::move(gradient);
+    }
+  }
+
+  /// The sums, given away, in the order of the constructor's parameters;
+  /// undefined where nothing was added.
+  std::vector<at::Tensor> take() {
+    return std::move(sums_);
+  }
+
+ private:
+  std::unordered_map<const at::TensorImpl*, size_t> slots_;
+  std::vector<at::Tensor> sums_;
+};
+
+} // namespace memcnn

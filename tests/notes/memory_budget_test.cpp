@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT
+//
+// Note [Memory budget], rule by rule.
+
+#include "../support/modules.h"
+#include "../support/probes.h"
+#include "../support/tolerances.h"
+#include "../support/twins.h"
+
+#include <gtest/gtest.h>
+#include <memcnn/memcnn.h>
+#include <torch/torch.h>
+
+#include <torch/csrc/autograd/profiler_legacy.h>
+
+#include <cstdint>
+#include <sstream>
+#include <vector>
+
+namespace memcnn_test {
+namespace {
+
+constexpr size_t kDepth = 6;
+constexpr int64_t kMuch = int64_t{1} << 30; // bytes
+
+/// A sequence whose blocks count the runs of their branches, with a graph and
+/// without one.
+class MemoryBudget : public testing::Test {
+ protected:
+  struct Runs {
+    int with_graph = 0;
+    int without_graph = 0;
+
+    bool operator==(const Runs& other) const {
+      return with_graph == other.with_graph &&
+          without_graph == other.without_graph;
+    }
+  };
+
+  void SetUp() override {
+    torch::manual_seed(1);
+    for (size_t i = 0; i < kDepth; ++i) {
+      const auto branch = [this, i] {
+        return ProbedLinear(64, [this, i](const torch::Tensor&) {
+          Runs& runs = runs_[i];
+          ++(torch::GradMode::is_enabled() ? runs.with_graph
+                                           : runs.without_graph);
+        });
+      };
+      sequence_->push_back(memcnn::AdditiveCoupling(branch(), branch()));
+    }
+    runs_.resize(kDepth);
+  }
+
+  torch::Tensor forward(int64_t budget) {
+    sequence_->options.memory_budget(budget);
+    runs_.assign(kDepth, Runs());
+    return sequence_(x_ * 1).square().sum();
+  }
+
+  std::vector<torch::Tensor> gradients(const torch::Tensor& loss) {
+    std::vector<torch::Tensor> sources = sequence_->parameters();
+    sources.push_back(x_);
+    return torch::autograd::grad({loss}, sources);
+  }
+
+  /// A budget in which some blocks have room, but not all.
+  int64_t budget_for_some() {
+    memcnn::AllocationMeter meter;
+    const torch::Tensor loss = forward(kMuch);
+    return meter.held_bytes() / 2;
+  }
+
+  std::vector<Runs> runs_;
+  memcnn::ReversibleSequence sequence_{memcnn::ReversibleSequenceOptions()};
+  torch::Tensor x_ = leaf({32, 128}, torch::kFloat);
+};
+
+// Rule 1: measured when it runs; the second step of a kind knows.
+
+TEST_F(MemoryBudget, Rule1OldestBlocksMakeRoomAndTheSecondStepKnows) {
+  const int64_t budget = budget_for_some();
+  sequence_->options.memory_budget(0); // another kind of run in between
+  forward(0);
+  forward(budget);
+  const size_t kept = sequence_->kept_blocks();
+  ASSERT_GT(kept, 0u);
+  ASSERT_LT(kept, kDepth);
+  EXPECT_EQ(runs_, std::vector<Runs>(kDepth, Runs{2, 0}));
+  forward(budget);
+  EXPECT_EQ(sequence_->kept_blocks(), kept);
+  for (size_t i = 0; i < kDepth; ++i) {
+    EXPECT_EQ(runs_[i], i < kDepth - kept ? (Runs{0, 2}) : (Runs{2, 0})) << i;
+  }
+}
+
+TEST_F(MemoryBudget, Rule1WhatIsKeptStaysWithinTheBudget) {
+  memcnn::AllocationMeter meter;
+  const torch::Tensor none = forward(0);
+  const int64_t unavoidable = meter.held_bytes();
+  for (const int64_t budget : {50'000, 100'000, 200'000, 400'000}) {
+    memcnn::AllocationMeter added;
+    const torch::Tensor loss = forward(budget);
+    EXPECT_LE(added.held_bytes(), unavoidable + budget) << budget;
+  }
+}
+
+// Rule 2: the last blocks are kept, in the order of the direction.
+
+TEST_F(MemoryBudget, Rule2TheLastBlocksDoNotRunAgain) {
+  const torch::Tensor loss = forward(budget_for_some());
+  const size_t kept = sequence_->kept_blocks();
+  runs_.assign(kDepth, Runs());
+  gradients(loss);
+  for (size_t i = 0; i < kDepth; ++i) {
+    EXPECT_EQ(runs_[i], i < kDepth - kept ? (Runs{2, 0}) : (Runs{0, 0})) << i;
+  }
+}
+
+TEST_F(MemoryBudget, Rule2InAnInverseTheFirstBlocksAreTheLast) {
+  sequence_->options.memory_budget(budget_for_some());
+  const torch::Tensor loss = sequence_->inverse(x_ * 1).square().sum();
+  const size_t kept = sequence_->kept_blocks();
+  ASSERT_GT(kept, 0u);
+  ASSERT_LT(kept, kDepth);
+  runs_.assign(kDepth, Runs());
+  gradients(loss);
+  for (size_t i = 0; i < kDepth; ++i) {
+    EXPECT_EQ(runs_[i], i < kept ? (Runs{0, 0}) : (Runs{2, 0})) << i;
+  }
+}
+
+// Rule 3: gradients are those without a budget.
+
+TEST_F(MemoryBudget, Rule3GradientsAreTheSameForEveryBudget) {
+  sequence_->to(torch::kDouble);
+  x_ = leaf({32, 128});
+  const int64_t some = budget_for_some();
+  const auto expected = gradients(forward(0));
+  for (const int64_t budget : {some / 2, some, kMuch}) {
+    EXPECT_LT(
+        relative_error(gradients(forward(budget)), expected), kGradientFloat64);
+  }
+}
+
+TEST_F(MemoryBudget, Rule3AnInputWithoutAGradientIsNoMatter) {
+  sequence_->options.memory_budget(kMuch);
+  const torch::Tensor data = torch::randn({32, 128});
+  const auto step = [&] {
+    return torch::autograd::grad(
+        {sequence_(data).square().sum()}, sequence_->parameters());
+  };
+  const auto found = step();
+  EXPECT_EQ(sequence_->kept_blocks(), kDepth);
+  sequence_->options.disable(true);
+  EXPECT_LT(relative_error(found, step()), kGradientFloat32);
+}
+
+// Rule 4: inside a profiler the choice of an earlier step holds.
+
+TEST_F(MemoryBudget, Rule4InsideAProfilerAnEarlierChoiceHolds) {
+  const int64_t budget = budget_for_some();
+  forward(0);
+  const auto in_profiler = [&] {
+    std::ostringstream trace;
+    const torch::autograd::profiler::RecordProfile profiler(trace);
+    forward(budget);
+    return sequence_->kept_blocks();
+  };
+  EXPECT_EQ(in_profiler(), 0u) << "nothing is known yet";
+  forward(budget);
+  const size_t kept = sequence_->kept_blocks();
+  ASSERT_GT(kept, 0u);
+  EXPECT_EQ(in_profiler(), kept);
+}
+
+} // namespace
+} // namespace memcnn_test
