@@ -4,6 +4,7 @@
 #include "benchmark/budget.h"
 #include "benchmark/config.h"
 #include "benchmark/engines.h"
+#include "benchmark/gradients.h"
 #include "benchmark/measurement.h"
 #include "benchmark/network.h"
 #include "benchmark/step.h"
@@ -15,7 +16,6 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -83,31 +83,17 @@ class Contest {
   /// The plain engine comes first, listed or not: the others are compared with
   /// it. One that fails says why, and the others go on.
   std::vector<Measurement> run() {
-    contenders_.push_back({});
-    contenders_.back().result.engine = "plain";
+    enter("plain");
     for (const std::string& name : config_.engines) {
       if (name != "plain") {
-        contenders_.push_back({});
-        contenders_.back().result.engine = name;
+        enter(name);
       }
     }
     for (Contender& contender : contenders_) {
       attempt(contender, [&] { look_at(contender); });
     }
     for (int64_t round = -config_.warmup; round < config_.steps; ++round) {
-      for (size_t i = 0; i < contenders_.size(); ++i) {
-        // Each engine has its turn to go first.
-        Contender& contender = contenders_
-            [(i + static_cast<size_t>(round + config_.warmup)) %
-             contenders_.size()];
-        attempt(contender, [&] {
-          forget_gradients();
-          const StepTime time = time_step(contender.engine, image_);
-          if (round >= 0) {
-            contender.result.times.push_back(time);
-          }
-        });
-      }
+      run_round(round);
     }
     compare_times();
 
@@ -123,6 +109,27 @@ class Contest {
     Engine engine;
     Measurement result;
   };
+
+  void enter(const std::string& engine) {
+    contenders_.push_back({});
+    contenders_.back().result.engine = engine;
+  }
+
+  /// One step of each engine; rounds below 0 are not counted.
+  void run_round(int64_t round) {
+    const auto first = static_cast<size_t>(round + config_.warmup);
+    for (size_t i = 0; i < contenders_.size(); ++i) {
+      // Each engine has its turn to go first.
+      Contender& contender = contenders_[(first + i) % contenders_.size()];
+      attempt(contender, [&] {
+        forget_gradients(parameters_);
+        const StepTime time = time_step(contender.engine, image_);
+        if (round >= 0) {
+          contender.result.times.push_back(time);
+        }
+      });
+    }
+  }
 
   Measurement& plain() {
     return contenders_.front().result;
@@ -141,18 +148,27 @@ class Contest {
   }
 
   void look_at(Contender& contender) {
+    build(contender);
+    compare_gradients(contender);
+    meter(contender);
+  }
+
+  void build(Contender& contender) {
     Measurement& result = contender.result;
-    int64_t budget_bytes = 0;
     if (result.engine == "sequence-budget") {
-      budget_bytes = Budget(config_.budget).bytes(held_by_plain());
-      result.budget_bytes = budget_bytes;
+      result.budget_bytes = Budget(config_.budget).bytes(held_by_plain());
     }
-    contender.engine =
-        make_engine(result.engine, config_, network_, budget_bytes);
+    contender.engine = make_engine(
+        result.engine, config_, network_, result.budget_bytes.value_or(0));
+  }
+
+  /// Of the first step, from the same state for every engine.
+  void compare_gradients(Contender& contender) {
+    Measurement& result = contender.result;
     if (result.engine == "plain") {
       restore();
       first_step(contender.engine);
-      plain_gradients_ = gradients();
+      plain_gradients_ = gradients_of(parameters_);
     }
     restore();
     first_step(contender.engine);
@@ -165,11 +181,13 @@ class Contest {
     result.grad_norm_first =
         first_conv.weight.grad().norm().template item<double>();
     result.grad_rel_error = gradient_error();
+  }
 
-    forget_gradients();
-    result.memory = meter_step(contender.engine, image_);
-    if (result.engine == "sequence-budget") {
-      result.kept_blocks = contender.engine.kept_blocks();
+  void meter(Contender& contender) {
+    forget_gradients(parameters_);
+    contender.result.memory = meter_step(contender.engine, image_);
+    if (contender.result.budget_bytes) {
+      contender.result.kept_blocks = contender.engine.kept_blocks();
     }
   }
 
@@ -186,48 +204,20 @@ class Contest {
     loss_of(engine.forward(image_)).backward();
   }
 
-  void forget_gradients() {
-    for (at::Tensor& parameter : parameters_) {
-      parameter.mutable_grad() = at::Tensor();
-    }
-  }
-
   /// As after construction.
   void restore() {
-    forget_gradients();
+    forget_gradients(parameters_);
     const at::NoGradGuard no_grad;
     for (const auto& [buffer, value] : buffers_) {
       buffer.copy_(value);
     }
   }
 
-  std::vector<at::Tensor> gradients() const {
-    std::vector<at::Tensor> copies;
-    for (const at::Tensor& parameter : parameters_) {
-      copies.push_back(
-          parameter.grad().defined() ? parameter.grad().clone()
-                                     : at::zeros_like(parameter));
-    }
-    return copies;
-  }
-
-  /// Norm of the difference to the plain engine's, by the norm of the latter.
   std::optional<double> gradient_error() const {
-    if (plain_gradients_.empty()) {
-      return std::nullopt;
-    }
-    const std::vector<at::Tensor> found = gradients();
-    double difference = 0;
-    double all = 0;
-    for (size_t i = 0; i < found.size(); ++i) {
-      const at::Tensor expected = plain_gradients_[i].to(at::kDouble);
-      difference += (found[i].to(at::kDouble) - expected)
-                        .square()
-                        .sum()
-                        .template item<double>();
-      all += expected.square().sum().template item<double>();
-    }
-    return std::sqrt(difference / all);
+    return plain_gradients_.empty()
+        ? std::nullopt
+        : std::optional<double>(
+              relative_error(gradients_of(parameters_), plain_gradients_));
   }
 
   void compare_times() {
