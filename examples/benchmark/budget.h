@@ -3,6 +3,8 @@
 
 #include "support/error.h"
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -28,10 +30,10 @@ class Budget {
         ? percent == '%' && stream.peek() == EOF && number <= kMostPercent
         : number <= kMostMebibytes;
     if (!is_number || !is_whole) {
-      throw support::Error(
+      throw support::Error(fmt::format(
           "expected --budget to be a number of MiB, a percentage such as 50%, "
-          "or all, but got \"" +
-          text + "\". See memcnn_benchmark --help.");
+          "or all, but got \"{}\". See memcnn_benchmark --help.",
+          text));
     }
     (has_unit ? share_ : mebibytes_) = number;
   }

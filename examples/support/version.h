@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <fmt/format.h>
 #include <memcnn/version.h>
 
 #include <string>
@@ -9,9 +10,11 @@ namespace support {
 
 /// That of memcnn, as "1.2.3".
 inline std::string version() {
-  return std::to_string(MEMCNN_VERSION_MAJOR) + "." +
-      std::to_string(MEMCNN_VERSION_MINOR) + "." +
-      std::to_string(MEMCNN_VERSION_PATCH);
+  return fmt::format(
+      "{}.{}.{}",
+      MEMCNN_VERSION_MAJOR,
+      MEMCNN_VERSION_MINOR,
+      MEMCNN_VERSION_PATCH);
 }
 
 } // namespace support
