@@ -40,9 +40,9 @@ struct Global {
 using Data = std::
     variant<Other, int64_t, std::string, Tuple, List, Dict, Global, at::Tensor>;
 
-/// What a pickle can put on its stack. Points to others that the same Unpickler
-/// owns, as it may be part of itself and nest as deep as it likes: of c10::IValue,
-/// which owns its parts, the former would leak and the latter overflow the stack.
+/// What a pickle can put on its stack. Points to its parts, which the Unpickler
+/// owns: it may be part of itself, and nest as deep as it likes. A c10::IValue
+/// owns its parts: the one would leak, and the other overflow the stack.
 struct Value {
   Data data;
 
