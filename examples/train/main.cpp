@@ -4,7 +4,7 @@
 
 #include "support/allocator.h"
 #include "support/error.h"
-#include "train/base/command_line.h"
+#include "train/command_line.h"
 #include "train/run/interrupt.h"
 #include "train/run/train.h"
 

@@ -3,16 +3,15 @@
 
 #include "support/error.h"
 #include "train/data/images.h"
+#include "train/data/normalisation.h"
+#include "train/data/window.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
 #include <torch/types.h>
-#include <torch/utils.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace training {
@@ -22,94 +21,6 @@ struct Batch {
   torch::Tensor images; // (N, 3, 32, 32), float32, normalised
   torch::Tensor labels; // (N), int64
 };
-
-/// Brings pixels to mean 0 and variance 1 per channel, by the statistics of the
-/// training images: test images must not leak into training.
-class Normalisation {
- public:
-  explicit Normalisation(const torch::Tensor& train_pixels) {
-    const auto grey = torch::arange(256, torch::kFloat64);
-    for (int64_t channel = 0; channel < 3; ++channel) {
-      // Pixels take 256 values: a histogram holds all there is to know.
-      const auto counts =
-          torch::bincount(
-              train_pixels.select(1, channel).flatten(), {}, /*minlength=*/256)
-              .to(torch::kFloat64);
-      const auto shares = counts / counts.sum();
-      const double mean = (shares * grey).sum().item<double>();
-      const double square = (shares * grey * grey).sum().item<double>();
-      const auto values = torch::arange(256, torch::kFloat32)
-                              .sub_(mean)
-                              .div_(std::sqrt(square - mean * mean));
-      std::copy_n(
-          values.const_data_ptr<float>(), 256, values_.begin() + 256 * channel);
-    }
-  }
-
-  /// What a pixel of a channel becomes.
-  float operator()(int64_t channel, uint8_t pixel) const {
-    return values_[static_cast<size_t>(256 * channel + pixel)];
-  }
-
- private:
-  std::array<float, 3 * 256> values_{}; // by channel and pixel: all there are
-};
-
-/// A window of an image: what is cut out of it, and whether mirrored. Beyond the
-/// edge of the image lies padding.
-struct Window {
-  int64_t top = 0; // may be negative
-  int64_t left = 0; // likewise
-  bool flip = false;
-};
-
-/// Moves the window by up to 4 pixels each way and flips every other one: the
-/// usual augmentation of CIFAR.
-///
-/// Source:   He et al. 2016, arXiv:1512.03385, section 4.2.
-inline std::vector<Window> draw_windows(
-    int64_t count,
-    at::Generator generator) {
-  constexpr int64_t kPadding = 4;
-  const auto offsets = torch::randint(
-      2 * kPadding + 1, {2, count}, generator, torch::kInt64); // y, x
-  const auto flips = torch::randint(2, {count}, generator, torch::kInt64);
-  const auto* drawn = offsets.const_data_ptr<int64_t>();
-  const auto* flip = flips.const_data_ptr<int64_t>();
-  std::vector<Window> windows;
-  for (int64_t index = 0; index < count; ++index) {
-    windows.push_back(
-        {drawn[index] - kPadding,
-         drawn[count + index] - kPadding,
-         flip[index] != 0});
-  }
-  return windows;
-}
-
-/// Cuts a window out of an image of 3 x 32 x 32 pixels and normalises it, in
-/// one pass. Padding becomes 0, the mean.
-inline void copy_window(
-    const uint8_t* pixels,
-    const Window& window,
-    const Normalisation& normalise,
-    float* out) {
-  const auto inside = [](int64_t position) {
-    return position >= 0 && position < kImageSize;
-  };
-  for (int64_t channel = 0; channel < 3; ++channel) {
-    for (int64_t y = 0; y < kImageSize; ++y) {
-      const int64_t row = y + window.top;
-      const uint8_t* line = pixels + (channel * kImageSize + row) * kImageSize;
-      for (int64_t x = 0; x < kImageSize; ++x) {
-        const int64_t column =
-            (window.flip ? kImageSize - 1 - x : x) + window.left;
-        *out++ = inside(row) && inside(column)
-            ? normalise(channel, line[column])
-            : 0.0F;
-      }
-    }
-  }
-}
 
 namespace detail {
 
@@ -165,10 +76,11 @@ class TrainingBatches {
         batches_per_pass_(images.size() / batch_size),
         seed_(seed) {
     if (batches_per_pass_ == 0) {
-      throw support::Error(
-          "expected --batch-size to be at most the " +
-          std::to_string(images.size()) + " training images, but got " +
-          std::to_string(batch_size) + ".");
+      throw support::Error(fmt::format(
+          "expected --batch-size to be at most the {} training images, but "
+          "got {}.",
+          images.size(),
+          batch_size));
     }
   }
 

@@ -4,14 +4,15 @@
 #include "support/error.h"
 #include "train/data/images.h"
 
+#include <fmt/format.h>
 #include <torch/types.h>
-#include <torch/utils.h>
 
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 // Where the build tree is and where its targets put data sets, as the build
@@ -77,6 +78,39 @@ inline std::string fetch_advice(const CifarFiles& files) {
       files.name + "\", or give its folder as --data-dir.";
 }
 
+inline std::vector<char> read_cifar_bytes(
+    const CifarFiles& files,
+    const std::filesystem::path& path,
+    int64_t bytes) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    throw support::Error(fmt::format(
+        "expected {} to be a file of {} bytes, but there is none.{}",
+        path.string(),
+        bytes,
+        fetch_advice(files)));
+  }
+  const auto size = std::filesystem::file_size(path, error);
+  if (error || size != static_cast<uintmax_t>(bytes)) {
+    throw support::Error(fmt::format(
+        "expected {} to have {} bytes, but it has {}: it is truncated, or "
+        "another file.{}",
+        path.string(),
+        bytes,
+        size,
+        fetch_advice(files)));
+  }
+  std::vector<char> content(static_cast<size_t>(bytes));
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(content.data(), bytes)) {
+    throw support::Error(fmt::format(
+        "expected {} to be readable, but reading it failed.{}",
+        path.string(),
+        fetch_advice(files)));
+  }
+  return content;
+}
+
 /// Reads one file into the images from `first` on.
 inline void read_cifar_file(
     const CifarFiles& files,
@@ -85,29 +119,7 @@ inline void read_cifar_file(
     int64_t first,
     Images& images) {
   const int64_t record_bytes = files.label_bytes + kImageBytes;
-  const int64_t bytes = records * record_bytes;
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    throw support::Error(
-        "expected " + path.string() + " to be a file of " +
-        std::to_string(bytes) + " bytes, but there is none." +
-        fetch_advice(files));
-  }
-  const auto size = std::filesystem::file_size(path, error);
-  if (error || size != static_cast<uintmax_t>(bytes)) {
-    throw support::Error(
-        "expected " + path.string() + " to have " + std::to_string(bytes) +
-        " bytes, but it has " + std::to_string(size) +
-        ": it is truncated, or another file." + fetch_advice(files));
-  }
-  std::vector<char> content(static_cast<size_t>(bytes));
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(content.data(), bytes)) {
-    throw support::Error(
-        "expected " + path.string() +
-        " to be readable, but reading it failed." + fetch_advice(files));
-  }
-
+  const auto content = read_cifar_bytes(files, path, records * record_bytes);
   auto* pixels = images.pixels.data_ptr<uint8_t>() + first * kImageBytes;
   auto* labels = images.labels.data_ptr<int64_t>() + first;
   for (int64_t record = 0; record < records; ++record) {
@@ -115,11 +127,14 @@ inline void read_cifar_file(
     const int64_t label =
         static_cast<unsigned char>(source[files.label_bytes - 1]);
     if (label >= files.num_classes) {
-      throw support::Error(
-          "expected every label in " + path.string() + " to be below " +
-          std::to_string(files.num_classes) + ", but record " +
-          std::to_string(record) + " has " + std::to_string(label) +
-          ": the file is corrupt." + fetch_advice(files));
+      throw support::Error(fmt::format(
+          "expected every label in {} to be below {}, but record {} has "
+          "{}: the file is corrupt.{}",
+          path.string(),
+          files.num_classes,
+          record,
+          label,
+          fetch_advice(files)));
     }
     labels[record] = label;
     std::memcpy(

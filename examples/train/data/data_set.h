@@ -7,6 +7,8 @@
 #include "train/data/images.h"
 #include "train/data/synthetic.h"
 
+#include <fmt/format.h>
+
 #include <string>
 #include <vector>
 
@@ -28,9 +30,10 @@ inline DataSet load_dataset(const Config& config) {
   if (config.dataset == "synthetic") {
     return make_synthetic();
   }
-  throw support::Error(
-      "expected DATASET to be cifar10, cifar100 or synthetic, but got \"" +
-      config.dataset + "\".");
+  throw support::Error(fmt::format(
+      "expected DATASET to be cifar10, cifar100 or synthetic, but got "
+      "\"{}\".",
+      config.dataset));
 }
 
 } // namespace training

@@ -33,7 +33,8 @@ inline uint32_t fingerprint(const DataSet& data) {
   uint32_t sum = 0;
   for (const Images* images : {&data.train, &data.test}) {
     for (const torch::Tensor& tensor : {images->pixels, images->labels}) {
-      sum = checksum(tensor.const_data_ptr(), tensor.nbytes(), sum);
+      const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
+      sum = checksum({bytes, tensor.nbytes()}, sum);
     }
   }
   return sum;

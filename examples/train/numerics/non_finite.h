@@ -7,6 +7,7 @@
 #include "train/numerics/trial_copy.h"
 
 #include <c10/util/Exception.h>
+#include <fmt/format.h>
 #include <torch/nn.h>
 #include <torch/types.h>
 
@@ -35,8 +36,11 @@ inline std::optional<std::string> non_finite_parameter(
   if (count == 0) {
     return std::nullopt;
   }
-  return "the weights " + first + " (" + std::to_string(count) + " of " +
-      std::to_string(parameters.size()) + " parameters are not finite)";
+  return fmt::format(
+      "the weights {} ({} of {} parameters are not finite)",
+      first,
+      count,
+      parameters.size());
 }
 
 /// Names the first block that makes NaN or infinity out of finite values, if

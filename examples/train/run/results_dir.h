@@ -3,6 +3,8 @@
 
 #include "support/error.h"
 
+#include <fmt/format.h>
+
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -37,19 +39,19 @@ class ResultsDir final {
     const bool writable = static_cast<bool>(std::ofstream(lock));
 #endif
     if (!writable) {
-      throw support::Error(
-          "expected the results directory " + path.string() +
-          " to be writable, but no file can be made in it. Give another "
-          "--results-dir.");
+      throw support::Error(fmt::format(
+          "expected the results directory {} to be writable, but no file "
+          "can be made in it. Give another --results-dir.",
+          path.string()));
     }
 #if defined(__unix__) || defined(__APPLE__)
     // A file system without locks is no reason not to train.
     if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
       ::close(lock_);
-      throw support::Error(
-          "expected the results directory " + path.string() +
-          " to be free, but another run is using it. Wait for its end, or give "
-          "another --results-dir.");
+      throw support::Error(fmt::format(
+          "expected the results directory {} to be free, but another run "
+          "is using it. Wait for its end, or give another --results-dir.",
+          path.string()));
     }
 #endif
   }

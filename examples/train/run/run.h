@@ -6,6 +6,7 @@
 #include "train/base/files.h"
 #include "train/numerics/non_finite.h"
 #include "train/numerics/numerics.h"
+#include "train/numerics/warnings.h"
 #include "train/run/checkpoint.h"
 #include "train/run/checkpoint_files.h"
 #include "train/run/interrupt.h"
