@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <caffe2/serialize/inline_container.h>
+#include <fmt/format.h>
 #include <torch/ordered_dict.h>
 
 #include <exception>
@@ -24,11 +25,11 @@ using StateDict = torch::OrderedDict<std::string, at::Tensor>;
 namespace detail {
 
 [[noreturn]] inline void stop_on_unreadable(const std::string& path) {
-  throw support::Error(
-      "expected " + path +
-      " to be a whole file of torch.save(), but it cannot be read: it is "
-      "truncated, corrupt, or something else. Write it anew with "
-      "torch.save(model.state_dict(), file).");
+  throw support::Error(fmt::format(
+      "expected {} to be a whole file of torch.save(), but it cannot be read: "
+      "it is truncated, corrupt, or something else. Write it anew with "
+      "torch.save(model.state_dict(), file).",
+      path));
 }
 
 inline const pickle::Value* find(
@@ -49,10 +50,10 @@ inline const pickle::Dict& state_dict_of(
     const std::string& path) {
   const auto* const dict = saved.as<pickle::Dict>();
   if (dict == nullptr) {
-    throw support::Error(
-        "expected " + path +
-        " to hold a dict of tensors, but it holds something else. Write it "
-        "with torch.save(model.state_dict(), file).");
+    throw support::Error(fmt::format(
+        "expected {} to hold a dict of tensors, but it holds something else. "
+        "Write it with torch.save(model.state_dict(), file).",
+        path));
   }
   for (const char* key : {"state_dict", "model"}) {
     const auto* const inner = find(*dict, key);
@@ -69,10 +70,11 @@ inline StateDict tensors_of(const pickle::Dict& dict, const std::string& path) {
     const auto* const name = key->as<std::string>();
     const auto* const tensor = value->as<at::Tensor>();
     if (name == nullptr || tensor == nullptr) {
-      throw support::Error(
-          "expected every entry of " + path + " to be a named tensor, but " +
-          (name == nullptr ? "one has no name" : "\"" + *name + "\" is none") +
-          ". Write it with torch.save(model.state_dict(), file).");
+      throw support::Error(fmt::format(
+          "expected every entry of {} to be a named tensor, but {}. Write it "
+          "with torch.save(model.state_dict(), file).",
+          path,
+          name == nullptr ? "one has no name" : "\"" + *name + "\" is none"));
     }
     if (tensors.contains(*name)) {
       stop_on_unreadable(path);
@@ -100,10 +102,10 @@ inline StateDict read_archive(const std::string& path) {
     return bytes;
   };
   if (archive.hasRecord("byteorder") && text("byteorder") != "little") {
-    throw support::Error(
-        "expected " + path +
-        " to be of a little-endian machine, but it is of a big-endian one. "
-        "Write it on a little-endian one.");
+    throw support::Error(fmt::format(
+        "expected {} to be of a little-endian machine, but it is of a "
+        "big-endian one. Write it on a little-endian one.",
+        path));
   }
   const std::string bytes = text("data.pkl");
   SavedTensors objects(archive);
@@ -121,16 +123,16 @@ inline StateDict read_archive(const std::string& path) {
 inline StateDict read_state_dict(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
-    throw support::Error(
-        "expected " + path.string() +
-        " to be a file of weights, but there is no such file.");
+    throw support::Error(fmt::format(
+        "expected {} to be a file of weights, but there is no such file.",
+        path.string()));
   }
   if (detail::has_old_format(path.string())) {
-    throw support::Error(
-        "expected " + path.string() +
-        " to be in the format of torch 1.6 or later, but it is in the one "
-        "before. Load it with torch.load() in Python and write it anew with "
-        "torch.save().");
+    throw support::Error(fmt::format(
+        "expected {} to be in the format of torch 1.6 or later, but it is in "
+        "the one before. Load it with torch.load() in Python and write it anew "
+        "with torch.save().",
+        path.string()));
   }
   try {
     return detail::read_archive(path.string());

@@ -8,6 +8,7 @@
 #include "support/error.h"
 
 #include <ATen/core/Tensor.h>
+#include <fmt/format.h>
 
 #include <cstdint>
 #include <deque>
@@ -191,20 +192,20 @@ class Unpickler final {
         push(objects_.stored(expect<Tuple>(pop())));
         break;
       default:
-        throw support::Error(
-            "expected " + source_ +
-            " to hold a dict of tensors, but its pickle has the opcode " +
-            std::to_string(opcode) +
-            ", which that does not need. Write it with "
-            "torch.save(model.state_dict(), file).");
+        throw support::Error(fmt::format(
+            "expected {} to hold a dict of tensors, but its pickle has the "
+            "opcode {}, which that does not need. Write it with "
+            "torch.save(model.state_dict(), file).",
+            source_,
+            opcode));
     }
   }
 
   [[noreturn]] void stop_on_corruption() const {
-    throw support::Error(
-        "expected " + source_ +
-        " to be whole, but its pickle is corrupt. Write it anew with "
-        "torch.save(model.state_dict(), file).");
+    throw support::Error(fmt::format(
+        "expected {} to be whole, but its pickle is corrupt. Write it anew "
+        "with torch.save(model.state_dict(), file).",
+        source_));
   }
 
   std::string_view take(uint64_t count) {
@@ -324,11 +325,12 @@ class Unpickler final {
   void push_global(const std::string& module, const std::string& name) {
     const std::string global = module + "." + name;
     if (!objects_.knows(global)) {
-      throw support::Error(
-          "expected " + source_ +
-          " to hold a dict of tensors, but it needs Python's " + global +
-          ", which is not run. Write it with torch.save(model.state_dict(), "
-          "file).");
+      throw support::Error(fmt::format(
+          "expected {} to hold a dict of tensors, but it needs Python's {}, "
+          "which is not run. Write it with torch.save(model.state_dict(), "
+          "file).",
+          source_,
+          global));
     }
     push(Global{global});
   }
