@@ -17,6 +17,7 @@ import sys
 TABLES = {
     "docs/design.md": "include/memcnn",
     "examples/train/README.md": "examples/train",
+    "examples/benchmark/README.md": "examples/benchmark",
 }
 TABLE = re.compile(r"^\| (?:header|file) \|.*\n\|[-| ]+\n((?:\|.*\n)+)", re.M)
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)

@@ -24,6 +24,7 @@ PAGE = """# Design
 | `left.h`, `detail/right.h` | Two that do not include each other. |
 | `low.h` | The rest. |
 """
+PAGES = ["docs/design.md", "examples/train/README.md"]
 README = """| file | one sentence |
 |---|---|
 | `main.cpp` | Starts. |
@@ -57,7 +58,7 @@ class Includes(unittest.TestCase):
     def problems(self):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            code = check_includes.main([str(self.root)])
+            code = check_includes.main([str(self.root), *PAGES])
         *problems, summary = printed.getvalue().splitlines()
         self.assertEqual(code, 1 if problems else 0)
         self.assertIn(f"{len(problems)} problems", summary)
