@@ -3,6 +3,7 @@
 // What else happens in real training, around and inside saving blocks: each
 // works as with plain autograd, or stops with an error that says what to do.
 
+#include "support/autocast.h"
 #include "support/modules.h"
 #include "support/probes.h"
 #include "support/throws_error.h"
@@ -43,28 +44,6 @@ torch::Tensor image_leaf(
     torch::Device device = torch::kCPU) {
   return torch::randn({2, kChannels, 5, 5}).to(device, dtype).requires_grad_();
 }
-
-/// Autocast to a dtype, for the length of a scope.
-class Autocast {
- public:
-  Autocast(torch::DeviceType device, torch::ScalarType dtype)
-      : device_(device), found_(at::autocast::get_autocast_dtype(device)) {
-    at::autocast::increment_nesting();
-    at::autocast::set_autocast_enabled(device_, true);
-    at::autocast::set_autocast_dtype(device_, dtype);
-  }
-  ~Autocast() {
-    at::autocast::set_autocast_enabled(device_, false);
-    at::autocast::set_autocast_dtype(device_, found_);
-    if (at::autocast::decrement_nesting() == 0) {
-      at::autocast::clear_cache();
-    }
-  }
-
- private:
-  torch::DeviceType device_;
-  torch::ScalarType found_;
-};
 
 /// One training step of a plain chain and its saving twin under autocast.
 void expect_equal_under_autocast(

@@ -2,6 +2,7 @@
 //
 // Note [Recomputation], rule by rule, for the wrapper and the sequence.
 
+#include "../support/autocast.h"
 #include "../support/modules.h"
 #include "../support/probes.h"
 #include "../support/throws_error.h"
@@ -107,15 +108,12 @@ TEST_P(Recomputation, Rule1ReplaysAutocast) {
       dtypes.push_back(at::autocast::get_autocast_dtype(at::kCPU));
     });
   });
-  at::autocast::set_autocast_enabled(at::kCPU, true);
   const auto found = at::autocast::get_autocast_dtype(at::kCPU);
-  at::autocast::set_autocast_dtype(at::kCPU, torch::kBFloat16);
-  const torch::Tensor y =
-      chain.run(GetParam(), made_by_a_layer(leaf({3, 8}, torch::kFloat)));
-  at::autocast::set_autocast_dtype(at::kCPU, found);
-  at::autocast::set_autocast_enabled(at::kCPU, false);
-  at::autocast::clear_cache();
-
+  torch::Tensor y;
+  {
+    const Autocast autocast(torch::kCPU, torch::kBFloat16);
+    y = chain.run(GetParam(), made_by_a_layer(leaf({3, 8}, torch::kFloat)));
+  }
   y.sum().backward();
   // F and G forward, G and F again.
   EXPECT_EQ(enabled, std::vector<bool>({true, true, true, true}));

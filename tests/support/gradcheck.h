@@ -14,6 +14,44 @@
 
 namespace memcnn_test {
 
+namespace detail {
+
+/// The gradients that autograd finds, as flat float64 tensors on the CPU.
+inline std::vector<torch::Tensor> analytic_gradients(
+    const torch::Tensor& output,
+    const torch::Tensor& weights,
+    const std::vector<torch::Tensor>& leaves) {
+  std::vector<torch::Tensor> gradients = torch::autograd::grad(
+      {output},
+      leaves,
+      {weights},
+      /*retain_graph=*/std::nullopt,
+      /*create_graph=*/false,
+      /*allow_unused=*/true);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    gradients[i] = gradients[i].defined()
+        ? gradients[i].to(torch::kCPU).contiguous().view({-1})
+        : torch::zeros({leaves[i].numel()}, torch::kDouble);
+  }
+  return gradients;
+}
+
+/// The central difference of a value with respect to an entry, which is put
+/// back.
+inline double difference(
+    const std::function<double()>& value,
+    torch::Tensor entry) {
+  const double start = entry.item<double>();
+  entry.fill_(start + kDifferenceStep);
+  const double above = value();
+  entry.fill_(start - kDifferenceStep);
+  const double below = value();
+  entry.fill_(start);
+  return (above - below) / (2 * kDifferenceStep);
+}
+
+} // namespace detail
+
 /// Compares the gradients of a function, by autograd, with central differences.
 ///
 /// The function computes one float64 tensor from leaves that it refers to:
@@ -38,38 +76,21 @@ inline testing::AssertionResult gradcheck(
           0.5, 1.5, output.numel(), output.options().requires_grad(false))
           .cos()
           .view(output.sizes());
-  const auto analytic = torch::autograd::grad(
-      {output},
-      leaves,
-      {weights},
-      /*retain_graph=*/std::nullopt,
-      /*create_graph=*/false,
-      /*allow_unused=*/true);
-
+  const auto analytic = detail::analytic_gradients(output, weights, leaves);
   const auto value = [&] {
     const torch::NoGradGuard no_grad;
     return (function() * weights).sum().item<double>();
   };
   for (size_t i = 0; i < leaves.size(); ++i) {
-    const torch::Tensor gradient = analytic[i].defined()
-        ? analytic[i].to(torch::kCPU).contiguous().view({-1})
-        : torch::zeros({leaves[i].numel()}, torch::kDouble);
-    if (gradient.numel() != leaves[i].numel()) {
+    if (analytic[i].numel() != leaves[i].numel()) {
       return testing::AssertionFailure()
-          << "the gradient of leaf " << i << " has sizes "
-          << analytic[i].sizes() << ", the leaf " << leaves[i].sizes();
+          << "the gradient of leaf " << i << " has " << analytic[i].numel()
+          << " entries, the leaf " << leaves[i].sizes();
     }
     const torch::Tensor flat = leaves[i].data().view({-1});
     for (int64_t j = 0; j < flat.numel(); ++j) {
-      const torch::Tensor entry = flat[j];
-      const double start = entry.item<double>();
-      entry.fill_(start + kDifferenceStep);
-      const double above = value();
-      entry.fill_(start - kDifferenceStep);
-      const double below = value();
-      entry.fill_(start);
-      const double numeric = (above - below) / (2 * kDifferenceStep);
-      const double found = gradient[j].item<double>();
+      const double numeric = detail::difference(value, flat[j]);
+      const double found = analytic[i][j].item<double>();
       const double bound =
           kDifferenceAbsolute + kDifferenceRelative * std::abs(numeric);
       if (!(std::abs(found - numeric) <= bound)) { // also where one is NaN
