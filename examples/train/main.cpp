@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-// memcnn_train MODEL DATASET: trains the networks of resnet.h and revnet.h.
+// memcnn_train MODEL DATASET: trains the networks of revnet.h.
 
 #include "support/allocator.h"
 #include "support/error.h"

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "revnet/resnet.h"
 #include "revnet/revnet.h"
 
 #include <memcnn/memcnn.h>
@@ -46,24 +45,26 @@ struct NamedBlock {
 
 namespace detail {
 
-/// A block that a module holder runs, wherever its weights come from.
-template <class Holder>
-NamedBlock
-plain_block(std::string path, std::string type, const Holder& module) {
+/// A block of ordinary autograd, by its weights' path.
+template <class Module>
+NamedBlock plain_block(
+    std::string path,
+    std::string type,
+    std::shared_ptr<Module> module) {
   NamedBlock block;
   block.path = std::move(path);
   block.type = std::move(type);
-  block.forward = [module = module.ptr()](const torch::Tensor& x) {
+  block.forward = [module = std::move(module)](const torch::Tensor& x) {
     return module->forward(x);
   };
   return block;
 }
 
-inline NamedBlock reversible_block(
-    std::string path,
-    std::string run,
-    const revnet::ReversibleRunImpl::Coupling& coupling) {
-  auto block = plain_block(std::move(path), "AdditiveCoupling", coupling);
+using Coupling = revnet::ReversibleBlocksImpl::Coupling;
+
+inline NamedBlock
+reversible_block(std::string path, std::string run, const Coupling& coupling) {
+  auto block = plain_block(std::move(path), "AdditiveCoupling", coupling.ptr());
   block.run = std::move(run);
   block.rounded_input = [coupling](const torch::Tensor& x) {
     const auto bits = coupling->options.fractional_bits();
@@ -82,60 +83,37 @@ inline NamedBlock reversible_block(
   return block;
 }
 
-inline void append_run(
-    const std::string& path,
-    const revnet::ReversibleRunImpl& run,
-    std::vector<NamedBlock>& blocks) {
-  using Coupling = revnet::ReversibleRunImpl::Coupling;
-  for (const auto& child : run.blocks->named_children()) {
-    blocks.push_back(reversible_block(
-        path + ".blocks." + child.key(),
-        path,
-        Coupling(std::dynamic_pointer_cast<Coupling::Impl>(child.value()))));
-  }
-}
-
 inline void append_trunk(
     const torch::nn::Sequential& trunk,
     std::vector<NamedBlock>& blocks) {
   for (const auto& child : trunk->named_children()) {
     const std::string path = "trunk." + child.key();
-    const auto& module = child.value();
-    if (auto run =
-            std::dynamic_pointer_cast<revnet::ReversibleRunImpl>(module)) {
-      append_run(path, *run, blocks);
-    } else if (
-        auto change =
-            std::dynamic_pointer_cast<revnet::TransitionImpl>(module)) {
-      blocks.push_back(
-          plain_block(path, "Transition", revnet::Transition(change)));
-    } else {
-      blocks.push_back(plain_block(
+    if (auto residual = std::dynamic_pointer_cast<revnet::ResidualBlockImpl>(
+            child.value())) {
+      blocks.push_back(plain_block(path, "ResidualBlock", residual));
+      continue;
+    }
+    const auto& run =
+        dynamic_cast<const revnet::ReversibleBlocksImpl&>(*child.value());
+    for (const auto& block : run.blocks->named_children()) {
+      blocks.push_back(reversible_block(
+          path + ".blocks." + block.key(),
           path,
-          "Block",
-          resnet::Block(std::dynamic_pointer_cast<resnet::BlockImpl>(module))));
+          Coupling(std::dynamic_pointer_cast<Coupling::Impl>(block.value()))));
     }
   }
 }
 
-template <class Network>
-std::vector<NamedBlock> blocks_from_stem_to_head(Network& network) {
-  std::vector<NamedBlock> blocks{plain_block("stem", "", network.stem)};
-  append_trunk(network.trunk, blocks);
-  blocks.push_back(plain_block("head", "", network.head));
-  return blocks;
-}
-
 } // namespace detail
 
-/// The blocks of a revnet::RevNet or resnet::ResNet in the order in which they
-/// run. They share its weights; run one after the other, they are the network.
-inline std::vector<NamedBlock> blocks_of(torch::nn::Module& network) {
-  if (auto* revnet = dynamic_cast<revnet::RevNetImpl*>(&network)) {
-    return detail::blocks_from_stem_to_head(*revnet);
-  }
-  return detail::blocks_from_stem_to_head(
-      dynamic_cast<resnet::ResNetImpl&>(network));
+/// The blocks of a network in the order in which they run. They share its
+/// weights; run one after the other, they are the network.
+inline std::vector<NamedBlock> blocks_of(const revnet::RevNetImpl& network) {
+  std::vector<NamedBlock> blocks{
+      detail::plain_block("stem", "", network.stem.ptr())};
+  detail::append_trunk(network.trunk, blocks);
+  blocks.push_back(detail::plain_block("head", "", network.head.ptr()));
+  return blocks;
 }
 
 } // namespace training

@@ -46,7 +46,7 @@ inline std::optional<std::string> non_finite_parameter(
 /// Names the first block that makes NaN or infinity out of finite values, if
 /// there is one: all later ones hand it on.
 inline std::optional<std::string> non_finite_block(
-    const torch::nn::Module& network,
+    const revnet::RevNetImpl& network,
     const Batch& batch,
     bool autocast) {
   const torch::NoGradGuard no_grad;
@@ -74,7 +74,7 @@ inline std::optional<std::string> non_finite_block(
 ///
 /// The network and the default generators stay as they are.
 inline std::string origin_of_non_finite(
-    const torch::nn::Module& network,
+    const revnet::RevNetImpl& network,
     const Batch& batch,
     bool autocast = false) {
   try {

@@ -164,16 +164,16 @@ inline Deviation NumericsReport::inverse() const {
   return worst == inverse_errors.end() ? Deviation() : *worst;
 }
 
-/// Measures on one batch how well a reversible network, a revnet::RevNet, is
-/// rebuilt in backward, and what that does to its gradients. The network, its
-/// gradients and the default generators stay as they are.
+/// Measures on one batch how well a reversible network is rebuilt in backward,
+/// and what that does to its gradients. The network, its gradients and the
+/// default generators stay as they are.
 ///
 /// Memory:   parameters and their gradients twice, one tensor per block, and the
 ///           activations of one block at a time: less than plain autograd.
 /// Accuracy: inverse errors are those of rebuilding every block, also of those
 ///           that a memory budget keeps; gradients are those of the run.
 inline NumericsReport measure_numerics(
-    const torch::nn::Module& network,
+    const revnet::RevNetImpl& network,
     const Batch& batch,
     bool autocast = false) {
   const torch::Device device = batch.images.device();
@@ -192,8 +192,7 @@ inline NumericsReport measure_numerics(
   copy.rewind_generators();
   {
     const AutocastGuard guard(device.type(), autocast);
-    auto& reversible = dynamic_cast<revnet::RevNetImpl&>(copy.network());
-    loss = loss_of(reversible.forward(batch.images), batch.labels);
+    loss = loss_of(copy.network().forward(batch.images), batch.labels);
   }
   const auto found = detail::gradients_of(loss, copy.network());
   report.gradient = detail::largest_deviation(copy.network(), found, expected);

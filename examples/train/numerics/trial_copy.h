@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "revnet/revnet.h"
 #include "train/libtorch/generators.h"
 
-#include <torch/nn/module.h>
 #include <torch/types.h>
 
 #include <memory>
@@ -52,14 +52,16 @@ class GeneratorsAsFound final {
 /// Memory:   parameters and buffers once more.
 class TrialCopy final {
  public:
-  TrialCopy(const torch::nn::Module& network, torch::Device device)
-      : generators_(device), network_(network.clone()) {
+  TrialCopy(const revnet::RevNetImpl& network, torch::Device device)
+      : generators_(device),
+        network_(
+            std::dynamic_pointer_cast<revnet::RevNetImpl>(network.clone())) {
     network_->train();
     // Making the copy's weights, before they are overwritten, draws numbers.
     generators_.rewind();
   }
 
-  torch::nn::Module& network() {
+  revnet::RevNetImpl& network() {
     return *network_;
   }
 
@@ -70,7 +72,7 @@ class TrialCopy final {
 
  private:
   GeneratorsAsFound generators_;
-  std::shared_ptr<torch::nn::Module> network_;
+  std::shared_ptr<revnet::RevNetImpl> network_;
 };
 
 } // namespace training

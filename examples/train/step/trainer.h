@@ -187,7 +187,7 @@ class Trainer {
     return bytes;
   }
 
-  torch::nn::Module& network() const {
+  revnet::RevNetImpl& network() const {
     return *network_.ptr();
   }
 
@@ -208,7 +208,7 @@ class Trainer {
   Forward forward(const Batch& batch) {
     const AutocastGuard autocast(device_.type(), config_.amp);
     const torch::Tensor logits =
-        network_.forward(batch.images).to(torch::kFloat32);
+        network_->forward(batch.images).to(torch::kFloat32);
     const torch::Tensor loss = loss_of(logits, batch.labels);
     return {loss, detail::figures(loss, logits, batch.labels)};
   }
@@ -225,7 +225,7 @@ class Trainer {
   Config config_;
   torch::Device device_;
   memcnn::AllocationMeter& meter_;
-  torch::nn::AnyModule network_;
+  revnet::RevNet network_;
   torch::optim::SGD optimizer_;
   Images test_;
   Normalisation normalise_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "revnet/revnet.h"
 #include "support/error.h"
 #include "train/weights/state_dict.h"
 
@@ -11,7 +12,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -21,22 +21,15 @@ namespace training {
 
 namespace detail {
 
-using Children =
-    torch::OrderedDict<std::string, std::shared_ptr<torch::nn::Module>>;
-
 /// Collects the weights of a network under their names in Python.
 class PythonState final {
  public:
-  /// `network` is a ResNet or RevNet of this example, of any size.
-  explicit PythonState(const torch::nn::Module& network) {
-    const Children parts = network.named_children();
-    const Children stem = parts["stem"]->named_children();
-    add(*stem["0"], "conv1");
-    add(*stem["1"], "bn1");
-    add_trunk(*parts["trunk"]);
-    const Children head = parts["head"]->named_children();
-    add(*head["0"], "bn_final");
-    add(*head["4"], "fc");
+  explicit PythonState(const revnet::RevNetImpl& network) {
+    add(*network.stem->ptr(0), "conv1");
+    add(*network.stem->ptr(1), "bn1");
+    add_trunk(*network.trunk);
+    add(*network.head->ptr(0), "bn_final");
+    add(*network.head->ptr(4), "fc");
   }
 
   StateDict take() {
@@ -56,68 +49,55 @@ class PythonState final {
 
   /// Blocks are one list here, and lists layer1, layer2 and so on in Python: a
   /// block that changes the shape begins a new one, and so does the first.
-  void add_trunk(const torch::nn::Module& trunk) {
+  void add_trunk(const torch::nn::SequentialImpl& trunk) {
     int group = 0;
     int block = 0; // within the group
     const auto next_name = [&] {
       return "layer" + std::to_string(group) + "." + std::to_string(block++);
     };
     for (const auto& entry : trunk.children()) {
-      const Children parts = entry->named_children();
-      if (group == 0 || parts.contains("shortcut")) {
+      const auto* residual = entry->as<revnet::ResidualBlock>();
+      if (group == 0 || (residual != nullptr && residual->shortcut)) {
         ++group;
         block = 0;
       }
-      if (!parts.contains("blocks")) {
-        add_residual(parts, next_name());
+      if (residual != nullptr) {
+        add_residual(*residual, next_name());
         continue;
       }
-      for (const auto& coupling : parts["blocks"]->children()) {
-        add_coupling(coupling->named_children(), next_name());
+      const auto& run = *entry->as<revnet::ReversibleBlocks>();
+      for (const auto& coupling : run.blocks->children()) {
+        const auto branches = coupling->named_children();
+        const std::string name = next_name() + ".revblock._fn.";
+        add_branch(*branches["Fm"], name + "Fm");
+        add_branch(*branches["Gm"], name + "Gm");
       }
     }
   }
 
-  void add_residual(const Children& parts, const std::string& name) {
-    const Children branch = parts["branch"]->named_children();
-    const Children layers =
-        branch.contains("layers") ? branch["layers"]->named_children() : branch;
-    const bool bottleneck = convolutions(layers) == 3;
+  void add_residual(
+      const revnet::ResidualBlockImpl& block,
+      const std::string& name) {
     add_branch(
-        layers, name + (bottleneck ? ".bottleneck_sub" : ".basicblock_sub"));
-    if (parts.contains("shortcut")) {
-      const Children shortcut = parts["shortcut"]->named_children();
-      add(*shortcut["0"], name + ".downsample.0");
-      add(*shortcut["1"], name + ".downsample.1");
-    }
-  }
-
-  void add_coupling(const Children& branches, const std::string& name) {
-    for (const char* branch : {"Fm", "Gm"}) {
-      add_branch(
-          branches[branch]->named_children()["layers"]->named_children(),
-          name + ".revblock._fn." + branch);
+        *block.branch,
+        name +
+            (block.options.bottleneck ? ".bottleneck_sub" : ".basicblock_sub"));
+    if (block.shortcut) {
+      add(*block.shortcut->ptr(0), name + ".downsample.0");
+      add(*block.shortcut->ptr(1), name + ".downsample.1");
     }
   }
 
   /// Normalisations have the number of the convolution that follows them.
-  void add_branch(const Children& layers, const std::string& name) {
+  void add_branch(const torch::nn::Module& layers, const std::string& name) {
     int number = 1;
-    for (const auto& item : layers) {
-      if (item.value()->as<torch::nn::BatchNorm2d>() != nullptr) {
-        add(*item.value(), name + ".bn" + std::to_string(number));
-      } else if (item.value()->as<torch::nn::Conv2d>() != nullptr) {
-        add(*item.value(), name + ".conv" + std::to_string(number++));
+    for (const auto& layer : layers.children()) {
+      if (layer->as<torch::nn::BatchNorm2d>() != nullptr) {
+        add(*layer, name + ".bn" + std::to_string(number));
+      } else if (layer->as<torch::nn::Conv2d>() != nullptr) {
+        add(*layer, name + ".conv" + std::to_string(number++));
       }
     }
-  }
-
-  static int convolutions(const Children& layers) {
-    int count = 0;
-    for (const auto& item : layers) {
-      count += item.value()->as<torch::nn::Conv2d>() != nullptr ? 1 : 0;
-    }
-    return count;
   }
 
   StateDict state_;
@@ -205,10 +185,9 @@ inline void check_entries(
 
 } // namespace detail
 
-/// Parameters and buffers of a ResNet or RevNet of this example, by the names
-/// that they have in Python MemCNN's memcnn.models.resnet.ResNet: the tensors
-/// themselves, not copies.
-inline StateDict python_state(const torch::nn::Module& network) {
+/// Parameters and buffers of a network, by the names that they have in Python
+/// MemCNN's memcnn.models.resnet.ResNet: the tensors themselves, not copies.
+inline StateDict python_state(const revnet::RevNetImpl& network) {
   return detail::PythonState(network).take();
 }
 
@@ -220,7 +199,7 @@ inline StateDict python_state(const torch::nn::Module& network) {
 inline void load_python_weights(
     const std::filesystem::path& path,
     const std::string& model,
-    const torch::nn::Module& network) {
+    const revnet::RevNetImpl& network) {
   const StateDict found = detail::without_prefix(read_state_dict(path));
   const StateDict state = python_state(network);
   detail::check_entries(path, model, state, found);
@@ -240,7 +219,7 @@ inline void load_python_weights(
 /// Throws:   Error if the file cannot be written.
 inline void save_python_weights(
     const std::filesystem::path& path,
-    const torch::nn::Module& network) {
+    const revnet::RevNetImpl& network) {
   write_state_dict(path, python_state(network));
 }
 

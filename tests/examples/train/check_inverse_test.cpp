@@ -153,8 +153,8 @@ TEST_F(CheckInverse, NanIsTracedToItsBlock) {
         result.err,
         std::regex("expected the loss to be finite, but got -?(nan|inf) at "
                    "iteration 2\\. The first value that is not finite is in "
-                   "the output of (stem|trunk\\.[a-z0-9.]+ \\((Block|"
-                   "AdditiveCoupling|Transition)\\)|head)\\. Give a lower ")))
+                   "the output of (stem|trunk\\.[a-z0-9.]+ \\((ResidualBlock|"
+                   "AdditiveCoupling)\\)|head)\\. Give a lower ")))
         << result.err;
   }
 }

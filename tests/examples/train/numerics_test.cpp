@@ -4,13 +4,12 @@
 // finds where NaN comes from.
 
 #include "train/numerics/numerics.h"
-#include "train/base/config.h"
+#include <memcnn/allocation_meter.h>
 #include "train/numerics/blocks.h"
 #include "train/numerics/non_finite.h"
 #include "train/numerics/warnings.h"
 
 #include <gtest/gtest.h>
-#include <memcnn/allocation_meter.h>
 #include <torch/torch.h>
 
 #include <cmath>
@@ -33,10 +32,10 @@ revnet::RevNet seeded(const revnet::RevNetOptions& options) {
   return revnet::RevNet(options);
 }
 
-resnet::ResNet seeded_resnet() {
-  torch::manual_seed(1);
-  return resnet::ResNet(
-      resnet::ResNetOptions().stem(8).widths({8, 12}).blocks({2, 2}));
+revnet::RevNet seeded_resnet() {
+  return seeded(
+      revnet::RevNetOptions().reversible(false).stem(8).widths({8, 12}).blocks(
+          {2, 2}));
 }
 
 Batch small_batch() {
@@ -48,7 +47,7 @@ Batch small_batch() {
 torch::Tensor last_weights_of(
     const torch::nn::Module& network,
     const std::string& block) {
-  return network.named_parameters()[block + ".Fm.layers.5.weight"];
+  return network.named_parameters()[block + ".Fm.5.weight"];
 }
 
 void fill(torch::Tensor weights, double value) {
@@ -84,9 +83,9 @@ TEST(Blocks, OfRevNetHaveThePathsOfTheirParameters) {
           "stem",
           "trunk.0.blocks.0 (AdditiveCoupling)",
           "trunk.0.blocks.1 (AdditiveCoupling)",
-          "trunk.1 (Transition)",
+          "trunk.1 (ResidualBlock)",
           "trunk.2.blocks.0 (AdditiveCoupling)",
-          "trunk.3 (Transition)",
+          "trunk.3 (ResidualBlock)",
           "trunk.4.blocks.0 (AdditiveCoupling)",
           "trunk.4.blocks.1 (AdditiveCoupling)",
           "head"}));
@@ -103,10 +102,10 @@ TEST(Blocks, OfResNetAreNamed) {
       names,
       (std::vector<std::string>{
           "stem",
-          "trunk.0 (Block)",
-          "trunk.1 (Block)",
-          "trunk.2 (Block)",
-          "trunk.3 (Block)",
+          "trunk.0 (ResidualBlock)",
+          "trunk.1 (ResidualBlock)",
+          "trunk.2 (ResidualBlock)",
+          "trunk.3 (ResidualBlock)",
           "head"}));
 }
 
@@ -370,7 +369,7 @@ TEST(NonFinite, WeightIsNamed) {
   fill(last_weights_of(*net, "trunk.2.blocks.0").view(-1)[3], NAN);
   EXPECT_EQ(
       origin_of_non_finite(*net, small_batch()),
-      "the weights trunk.2.blocks.0.Fm.layers.5.weight (1 of 81 parameters are "
+      "the weights trunk.2.blocks.0.Fm.5.weight (1 of 81 parameters are "
       "not finite)");
 }
 
@@ -390,7 +389,7 @@ TEST(NonFinite, BlockOfResNetIsNamed) {
   fill(net->named_parameters()["trunk.2.branch.5.weight"], 3e38);
   EXPECT_EQ(
       origin_of_non_finite(*net, small_batch()),
-      "the output of trunk.2 (Block)");
+      "the output of trunk.2 (ResidualBlock)");
 }
 
 TEST(NonFinite, ImageIsNamed) {

@@ -23,19 +23,20 @@ using namespace memcnn_test;
 using testing::StartsWith;
 
 /// The networks of tests/reference/generate_weights.py.
-torch::nn::AnyModule network(
+revnet::RevNet network(
     const std::string& name,
     const std::string& engine = "sequence") {
   if (name == "small_revnet") {
-    return torch::nn::AnyModule(revnet::RevNet(
-        revnet::RevNetOptions().stem(4).widths({4, 6, 8}).blocks({2, 1, 2})));
+    return revnet::RevNet(
+        revnet::RevNetOptions().stem(4).widths({4, 6, 8}).blocks({2, 1, 2}));
   }
   if (name == "small_resnet") {
-    return torch::nn::AnyModule(resnet::ResNet(resnet::ResNetOptions()
-                                                   .stem(4)
-                                                   .widths({2, 3, 4})
-                                                   .blocks({1, 2, 1})
-                                                   .bottleneck(true)));
+    return revnet::RevNet(revnet::RevNetOptions()
+                              .reversible(false)
+                              .stem(4)
+                              .widths({2, 3, 4})
+                              .blocks({1, 2, 1})
+                              .bottleneck(true));
   }
   Config config;
   config.model = name;
@@ -91,7 +92,7 @@ double relative_error(const torch::Tensor& found, const torch::Tensor& wanted) {
 /// Compares with what Python's network of that name makes of the same input, in
 /// float64.
 void expect_python_logits(
-    torch::nn::AnyModule& net,
+    revnet::RevNet& net,
     const std::string& name,
     torch::ScalarType dtype,
     double tolerance) {
@@ -101,7 +102,7 @@ void expect_python_logits(
   for (const char* mode : {"train", "eval"}) {
     net.ptr()->train(mode == std::string("train"));
     const double error = relative_error(
-        net.forward(input).to(torch::kFloat64), logits[name + "." + mode]);
+        net(input).to(torch::kFloat64), logits[name + "." + mode]);
     EXPECT_LT(error, tolerance) << name << ", " << mode << ", " << dtype;
   }
 }
@@ -174,9 +175,9 @@ TEST(PythonWeights, AreReadFromACheckpointOfDataParallel) {
 }
 
 TEST(PythonWeights, AreTheSameUnderEveryEngine) {
-  const auto sequence = python_state(*network("revnet38").ptr());
+  const auto sequence = python_state(*network("revnet38"));
   for (const char* engine : {"wrapper", "plain"}) {
-    const auto state = python_state(*network("revnet38", engine).ptr());
+    const auto state = python_state(*network("revnet38", engine));
     EXPECT_EQ(state.keys(), sequence.keys());
     for (const auto& item : state) {
       EXPECT_TRUE(torch::equal(item.value(), sequence[item.key()]));
@@ -206,7 +207,7 @@ TEST(PythonWeights, ComeBackFromTheFileTheyAreSavedIn) {
 
 TEST(PythonWeights, HaveTheNamesThatPythonGivesThem) {
   for (const std::string name : {"small_revnet", "small_resnet"}) {
-    auto found = python_state(*network(name).ptr()).keys();
+    auto found = python_state(*network(name)).keys();
     auto expected = read_state_dict(reference(name + ".pt")).keys();
     std::sort(found.begin(), found.end());
     std::sort(expected.begin(), expected.end());
