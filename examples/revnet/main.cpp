@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+
+// Trains a network on images, and says what it holds for backward:
+//
+//   revnet [NETWORK] [STEPS] [FOLDER]
+//
+// NETWORK is one of revnet::names(); the images are those of CIFAR-10 in FOLDER
+// (its binary version), or drawn.
+
+#include "images.h"
+#include "revnet.h"
+
+#include <memcnn/memcnn.h>
+#include <torch/torch.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+using namespace std::chrono_literals;
+using torch::nn::functional::cross_entropy;
+
+constexpr int64_t kBatchSize = 32; // noisy enough to regularise
+constexpr double kLearningRate = 0.1; // at first; falls to 0 along a cosine
+constexpr double kMomentum = 0.9; // lets so high a rate be stable
+constexpr double kWeightDecay = 2e-4; // of every parameter, as in the papers
+
+/// The share of images that are classified right.
+double accuracy(const torch::Tensor& logits, const torch::Tensor& labels) {
+  return (logits.argmax(1) == labels).to(torch::kFloat64).mean().item<double>();
+}
+
+double evaluate(revnet::RevNet& net, const Images& images) {
+  const torch::NoGradGuard no_grad;
+  net->eval();
+  std::vector<torch::Tensor> logits;
+  for (const Images& batch : images.split(kBatchSize)) {
+    logits.push_back(net(batch.input()));
+  }
+  return accuracy(torch::cat(logits), images.labels);
+}
+
+/// Mebibytes that a network holds between forward and backward of a batch.
+double held_by(const revnet::RevNetOptions& options) {
+  revnet::RevNet net(options);
+  const memcnn::AllocationMeter meter;
+  const torch::Tensor logits = net(torch::randn({kBatchSize, 3, 32, 32}));
+  return static_cast<double>(meter.held_bytes()) / (1024 * 1024);
+}
+
+void train(revnet::RevNet& net, const Images& images, int64_t steps) {
+  torch::optim::SGD optimizer(
+      net->parameters(),
+      torch::optim::SGDOptions(kLearningRate)
+          .momentum(kMomentum)
+          .weight_decay(kWeightDecay));
+  for (int64_t step = 1; step <= steps; ++step) {
+    const auto start = std::chrono::steady_clock::now();
+    optimizer.param_groups()[0].options().set_lr(
+        kLearningRate * (1 + std::cos(M_PI * step / steps)) / 2);
+    const Images batch = random_batch(images, kBatchSize);
+    const auto logits = net(batch.input()); // keeps little for backward
+    const auto loss = cross_entropy(logits, batch.labels);
+    optimizer.zero_grad();
+    loss.backward(); // computes again what it needs, from the last block back
+    optimizer.step();
+    const auto time = std::chrono::steady_clock::now() - start;
+    if (step % 10 == 0) {
+      std::cout << "step:" << step << " loss:" << loss.item<double>()
+                << " accuracy:" << accuracy(logits, batch.labels)
+                << " ms:" << time / 1ms << std::endl;
+    }
+  }
+}
+
+int main(int argc, char** argv) {
+  try {
+    const std::string name = argc > 1 ? argv[1] : "revnet38";
+    const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 150;
+    TORCH_CHECK_VALUE(
+        steps > 0, "expected 1 or more STEPS, but got ", steps, ".");
+    auto options = revnet::named(name);
+    torch::manual_seed(1);
+    const torch::Device device(torch::cuda::is_available() ? "cuda" : "cpu");
+    const DataSet data = load_images(argc > 3 ? argv[3] : "", device);
+    revnet::RevNet net(options);
+    net->to(device);
+    train(net, data.train, steps);
+    std::cout << "test_accuracy:" << evaluate(net, data.test) << "\n";
+    std::cout << "held_mib:" << held_by(options);
+    options.engine(revnet::Engine::kPlain);
+    std::cout << " held_mib_if_plain:" << held_by(options) << "\n";
+  } catch (const c10::Error& error) {
+    std::cerr << "revnet: " << error.what_without_backtrace() << "\n";
+    return EXIT_FAILURE;
+  }
+}
