@@ -322,14 +322,12 @@ TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
   expect_error(
       short_run("revnet38" + same),
       "expected the checkpoint here/checkpoint.memcnn to have model "
-      "\"revnet38\", "
-      "but got \"resnet32\". Give --fresh to overwrite it, or another "
-      "--results-dir.");
+      "\"revnet38\", but got \"resnet32\". Give --fresh to overwrite it, or "
+      "another --results-dir.");
   expect_error(
       short_run("resnet32 --seed 7" + same),
       "expected the checkpoint here/checkpoint.memcnn to have seed 7, but got "
-      "42. "
-      "Give --fresh to overwrite it, or another --results-dir.");
+      "42. Give --fresh to overwrite it, or another --results-dir.");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
   EXPECT_TRUE(fs::exists(here("results.json")));
   EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
@@ -342,8 +340,7 @@ TEST_F(SurvivingRun, RefusesFewerIterationsThanAreDone) {
       short_run("resnet32 synthetic --iterations 5 --results-dir here"),
       "expected --iterations to be at least the 6 that the checkpoint "
       "here/checkpoint.memcnn has done, but got 5. Give --fresh to overwrite "
-      "it, "
-      "or another --results-dir.");
+      "it, or another --results-dir.");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
 }
 
@@ -395,8 +392,7 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
     expect_refused(
         bytes,
         "expected here/checkpoint.memcnn to be a checkpoint of this program, "
-        "but "
-        "it is something else or damaged." +
+        "but it is something else or damaged." +
             otherwise);
   }
   expect_refused(
@@ -408,10 +404,8 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
   expect_refused(
       "memcnn-checkpoint 2 whatever comes\n",
       "expected the checkpoint here/checkpoint.memcnn to have format 1, but "
-      "got "
-      "2: another version of memcnn_train wrote it. Go on with that version, "
-      "or "
-      "give --fresh to overwrite it or another --results-dir.");
+      "got 2: another version of memcnn_train wrote it. Go on with that "
+      "version, or give --fresh to overwrite it or another --results-dir.");
   fs::remove(here("checkpoint.memcnn"));
   expect_error(
       train(six_steps() + " --from-previous"),
@@ -442,8 +436,7 @@ TEST_F(SurvivingRun, RefusesALogThatItsCheckpointDoesNotKnow) {
             "here/checkpoint\\.memcnn knows of, but got " +
             std::to_string(log.size()) +
             " with [0-9a-f]{8}: it is damaged\\. Restore it, delete it to go "
-            "on "
-            "without these rows, or give --fresh to start anew\\.\n")))
+            "on without these rows, or give --fresh to start anew\\.\n")))
         << refused.err;
     EXPECT_EQ(read(here("log.jsonl")), log);
     EXPECT_EQ(read(here("checkpoint.memcnn")), checkpoint);
@@ -487,9 +480,8 @@ TEST_F(SurvivingRun, KeepsTheLastCheckpointWhereTheDiskIsFull) {
   EXPECT_EQ(
       full.err,
       "memcnn_train: expected here/checkpoint.memcnn to be writable, but "
-      "writing "
-      "it failed: File too large. Make room on the disk, or give another "
-      "--results-dir.\n");
+      "writing it failed: File too large. Make room on the disk, or give "
+      "another --results-dir.\n");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
   EXPECT_FALSE(fs::exists(here("checkpoint.memcnn.partial")));
   EXPECT_EQ(train(six_steps()).exit_code, 0);

@@ -277,8 +277,7 @@ TEST(PythonWeights, RejectUnexpectedEntries) {
       message_after(
           [](StateDict& state) { rename(state, "fc.bias", "head.bias"); }),
       "expected FILE to have all weights of revnet38, but it lacks "
-      "\"fc.bias\", "
-      "and has \"head.bias\". Give the file of a revnet38.");
+      "\"fc.bias\", and has \"head.bias\". Give the file of a revnet38.");
 }
 
 TEST(PythonWeights, RejectOtherShapesAndKinds) {
@@ -287,26 +286,23 @@ TEST(PythonWeights, RejectOtherShapesAndKinds) {
         state["fc.weight"] = torch::zeros({100, 8});
       }),
       "expected \"fc.weight\" in FILE to have sizes [10, 8] and dtype float, "
-      "but "
-      "got sizes [100, 8] and dtype float. Give the file of a revnet38 for as "
-      "many classes.");
+      "but got sizes [100, 8] and dtype float. Give the file of a revnet38 for "
+      "as many classes.");
   // one value, which would fit each of ten
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].narrow(0, 0, 1);
       }),
       "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got "
-      "sizes [1] and dtype float. Give the file of a revnet38 for as many "
+      "got sizes [1] and dtype float. Give the file of a revnet38 for as many "
       "classes.");
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].to(torch::kInt64);
       }),
       "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got "
-      "sizes [10] and dtype long int. Give the file of a revnet38 for as many "
-      "classes.");
+      "got sizes [10] and dtype long int. Give the file of a revnet38 for as "
+      "many classes.");
 }
 
 TEST(PythonWeights, AreRoundedToTheDtypeOfTheNetwork) {
