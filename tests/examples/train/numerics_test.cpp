@@ -4,12 +4,13 @@
 // finds where NaN comes from.
 
 #include "train/numerics/numerics.h"
-#include <memcnn/allocation_meter.h>
+#include "train/base/config.h"
 #include "train/numerics/blocks.h"
 #include "train/numerics/non_finite.h"
 #include "train/numerics/warnings.h"
 
 #include <gtest/gtest.h>
+#include <memcnn/allocation_meter.h>
 #include <torch/torch.h>
 
 #include <cmath>
