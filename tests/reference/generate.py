@@ -25,29 +25,13 @@ torch::pickle_load() reads in C++ (it would not read an OrderedDict):
 """
 
 import pathlib
-import sys
-from importlib import metadata
 
-VERSIONS = {"memcnn": "1.5.2", "torch": "2.11.0"}
+import versions
+
 SHAPE = (2, 4, 3, 3)  # N, C, H, W
 HALF = SHAPE[1] // 2
 
-
-def check_versions():
-    for package, wanted in VERSIONS.items():
-        try:
-            found = metadata.version(package).split("+")[0]
-        except metadata.PackageNotFoundError:
-            found = "none"
-        if found != wanted:
-            sys.exit(
-                f"generate.py: expected {package} {wanted}, but found {found}. "
-                "Run: pip install torch==2.11.0 torchvision==0.26.0 "
-                "memcnn==1.5.2"
-            )
-
-
-check_versions()
+versions.check()
 
 import memcnn  # noqa: E402  (after the check that names what to install)
 import torch  # noqa: E402

@@ -29,28 +29,11 @@ names, by fill().
 
 import collections
 import pathlib
-import sys
 import warnings
-from importlib import metadata
 
-VERSIONS = {"memcnn": "1.5.2", "torch": "2.11.0"}
+import versions
 
-
-def check_versions():
-    for package, wanted in VERSIONS.items():
-        try:
-            found = metadata.version(package).split("+")[0]
-        except metadata.PackageNotFoundError:
-            found = "none"
-        if found != wanted:
-            sys.exit(
-                f"generate_weights.py: expected {package} {wanted}, but found "
-                f"{found}. Run: pip install torch==2.11.0 torchvision==0.26.0 "
-                "memcnn==1.5.2"
-            )
-
-
-check_versions()
+versions.check()
 warnings.simplefilter("ignore")
 
 import torch  # noqa: E402  (after the check that names what to install)
