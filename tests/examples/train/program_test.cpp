@@ -409,7 +409,8 @@ TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
       result.err,
       std::regex("memcnn_train: expected the loss to be finite, but got "
                  "-?(nan|inf) at iteration 2\\. The first value that is not "
-                 "finite is in the output of [a-zA-Z0-9.]+ ?(\\(Block\\))?\\. "
+                 "finite is in the output of [a-zA-Z0-9.]+ "
+                 "?(\\(ResidualBlock\\))?\\. "
                  "Give a lower --learning-rate \\(now 1e\\+30\\); the last "
                  "good checkpoint stays in "
                  "here/checkpoint\\.memcnn\\.\n")))
