@@ -225,6 +225,25 @@ TEST_F(InvertibilityCheck, AThrowingMapIsNot) {
   EXPECT_FALSE(memcnn::is_invertible_module(Maps(throws, twice), {2, 3}));
 }
 
+TEST_F(InvertibilityCheck, AnotherDtypeOrDeviceIsNot) {
+  // Backward would refuse such an input.
+  for (const auto& [options, got] :
+       {std::pair(torch::TensorOptions(torch::kDouble), "Double, cpu"),
+        std::pair(torch::TensorOptions(torch::kMeta), "Float, meta")}) {
+    const auto report = memcnn::check_invertible_module(
+        Maps(
+            twice,
+            [options = options](const torch::Tensor& y) {
+              return (y / 2).to(options);
+            }),
+        {2, 3});
+    EXPECT_FALSE(report.invertible);
+    EXPECT_THAT(
+        report.reason,
+        AllOf(HasSubstr("sizes [2, 3], Float, cpu"), HasSubstr(got)));
+  }
+}
+
 TEST_F(InvertibilityCheck, AWrongShapeIsNot) {
   const auto report = memcnn::check_invertible_module(
       Maps(twice, [](const auto& y) { return y.sum(0) / 2; }), {2, 3});
