@@ -47,6 +47,11 @@ inline Images read_cifar10(const std::vector<std::string>& paths) {
     std::vector<char> bytes(std::istreambuf_iterator<char>(file), {});
     const auto count = static_cast<int64_t>(bytes.size()) / kRecordBytes;
     TORCH_CHECK_VALUE(
+        file.is_open(),
+        "expected a file ",
+        path,
+        ", but there is none. Give the folder of CIFAR-10's binary version.");
+    TORCH_CHECK_VALUE(
         count > 0 && bytes.size() % kRecordBytes == 0,
         "expected ",
         path,

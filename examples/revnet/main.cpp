@@ -21,7 +21,6 @@
 #include <vector>
 
 using namespace std::chrono_literals;
-using torch::nn::functional::cross_entropy;
 
 constexpr int64_t kBatchSize = 32; // noisy enough to regularise
 constexpr double kLearningRate = 0.1; // at first; falls to 0 along a cosine
@@ -63,7 +62,7 @@ void train(revnet::RevNet& net, const Images& images, int64_t steps) {
         kLearningRate * (1 + std::cos(M_PI * step / steps)) / 2);
     const Images batch = random_batch(images, kBatchSize);
     const auto logits = net(batch.input()); // keeps little for backward
-    const auto loss = cross_entropy(logits, batch.labels);
+    const auto loss = torch::cross_entropy_loss(logits, batch.labels);
     optimizer.zero_grad();
     loss.backward(); // computes again what it needs, from the last block back
     optimizer.step();
@@ -81,7 +80,7 @@ int main(int argc, char** argv) {
     const std::string name = argc > 1 ? argv[1] : "revnet38";
     const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 150;
     TORCH_CHECK_VALUE(
-        steps > 0, "expected 1 or more STEPS, but got ", steps, ".");
+        steps > 0, "expected 1 or more STEPS, but got ", argv[2], ".");
     auto options = revnet::named(name);
     torch::manual_seed(1);
     const torch::Device device(torch::cuda::is_available() ? "cuda" : "cpu");
@@ -94,7 +93,8 @@ int main(int argc, char** argv) {
     options.engine(revnet::Engine::kPlain);
     std::cout << " held_mib_if_plain:" << held_by(options) << "\n";
   } catch (const c10::Error& error) {
-    std::cerr << "revnet: " << error.what_without_backtrace() << "\n";
+    std::cerr << "revnet: " << error.what_without_backtrace()
+              << "\nusage: revnet [NETWORK] [STEPS] [FOLDER]\n";
     return EXIT_FAILURE;
   }
 }

@@ -25,7 +25,9 @@ class RevNetProgram : public memcnn_test::ProgramTest {
   void expect_error(const std::string& arguments, const std::string& message) {
     const auto result = revnet(arguments);
     EXPECT_EQ(result.exit_code, 1);
-    EXPECT_EQ(result.err, "revnet: " + message + "\n");
+    EXPECT_EQ(
+        result.err,
+        "revnet: " + message + "\nusage: revnet [NETWORK] [STEPS] [FOLDER]\n");
     EXPECT_EQ(result.out, "");
   }
 
@@ -60,15 +62,15 @@ TEST_F(RevNetProgram, RejectsUnknownNetwork) {
 }
 
 TEST_F(RevNetProgram, RejectsNoSteps) {
-  expect_error("revnet38 many", "expected 1 or more STEPS, but got 0.");
+  expect_error("revnet38 many", "expected 1 or more STEPS, but got many.");
   expect_error("revnet38 -3", "expected 1 or more STEPS, but got -3.");
 }
 
 TEST_F(RevNetProgram, RejectsMissingFolder) {
   expect_error(
       "revnet38 1 nowhere",
-      "expected nowhere/data_batch_1.bin to hold records of 3073 bytes, but "
-      "read 0 bytes. Give the folder of CIFAR-10's binary version.");
+      "expected a file nowhere/data_batch_1.bin, but there is none. Give the "
+      "folder of CIFAR-10's binary version.");
 }
 
 TEST_F(RevNetProgram, RejectsTruncatedFile) {
