@@ -70,7 +70,10 @@ inline bool parse(CLI::App& app, int argc, const char** argv) {
   } catch (const CLI::ExtrasError&) {
     fail(fmt::format("\"{}\"", app.remaining().front()));
   } catch (const CLI::ConfigError& error) {
-    fail(fmt::format("a file in which {}", error.what()));
+    fail(fmt::format(
+        "others in {}: {}",
+        app.get_config_ptr()->as<std::string>(),
+        error.what()));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) {
       throw Error(fmt::format(

@@ -194,7 +194,7 @@ TEST_F(ConfigFile, RejectsUnknownKey) {
       ThrowsMessage<support::Error>(AllOf(
           StartsWith("expected arguments out of --help, "),
           HasSubstr("--count, "),
-          HasSubstr(", but got a file in which "),
+          HasSubstr(", but got others in " + path_.string() + ": "),
           EndsWith(" depth."))));
 }
 
