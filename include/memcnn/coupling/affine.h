@@ -105,8 +105,8 @@ using AffineCouplingImpl = detail::CouplingImpl<F, G, detail::AffineLaw>;
 /// Dtypes:   floating point; F and G may return a narrower dtype (autocast).
 /// Log-det:  sum of log |s| and log |s'| over a sample.
 /// Memory:   as AdditiveCoupling.
-/// Accuracy: round trip of one coupling within tests/support/tolerances.h; each
-///           inverse divides by the scale, so that rounding grows with depth.
+/// Accuracy: as AdditiveCoupling for a round trip of one coupling; each inverse
+///           divides by the scale, so that rounding grows with depth.
 /// Throws:   as AdditiveCoupling, and c10::ValueError if the inverse meets a
 ///           scale of zero (on the CPU; elsewhere the result is NaN), or if an
 ///           adapter's split_dim differs from the coupling's.

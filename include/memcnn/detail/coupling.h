@@ -110,7 +110,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       }
       exact_.check_range(name_of(direction), halves[i]);
     }
-    return given_back(std::move(halves), whole);
+    return joined_if(whole, std::move(halves));
   }
 
   std::optional<int64_t> takes_halves_of() const override {
@@ -125,7 +125,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       AfterRun after,
       Recording& recording,
       ParameterGradients& parameters) override {
-    if (after.kept_inputs[0].defined()) {
+    if (after.kept_inputs[0].defined()) { // nothing is to be undone
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
@@ -150,9 +150,9 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     undo_update(undoing, first, needs_input_grad);
 
     BeforeRun before;
-    before.inputs = given_back(std::move(undoing.halves), whole);
+    before.inputs = joined_if(whole, std::move(undoing.halves));
     before.grad_inputs = needs_input_grad
-        ? given_back(std::move(undoing.grads), whole)
+        ? joined_if(whole, std::move(undoing.grads))
         : Tensors(before.inputs.size());
     return before;
   }
@@ -204,7 +204,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   }
 
   /// The halves in the form in which they came.
-  Tensors given_back(Halves halves, bool whole) const {
+  Tensors joined_if(bool whole, Halves halves) const {
     if (whole) {
       return {at::cat({halves[0], halves[1]}, options.split_dim())};
     }
