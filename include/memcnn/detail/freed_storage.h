@@ -16,7 +16,6 @@
 #include <array>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -207,7 +206,6 @@ class FreedStorage {
     }
     if (!is_sole_owner(rebuilt) || rebuilt.storage_offset() != 0 ||
         rebuilt.strides() != strides_ ||
-        rebuilt.scalar_type() != options_.dtype().toScalarType() ||
         rebuilt.storage().nbytes() != nbytes_) {
       rebuilt = at::empty_strided(sizes_, strides_, options_).copy_(rebuilt);
     }
