@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "support/printable.h"
 #include "support/version.h"
 
 #include <fmt/format.h>
@@ -55,6 +56,10 @@ inline void add_common_options(CLI::App& app) {
 ///
 /// Throws:   Error if an argument is missing, unknown or not allowed.
 inline bool parse(CLI::App& app, int argc, const char** argv) {
+  // Values of a file given as --config come back in it.
+  const auto said = [](const CLI::ParseError& error) {
+    return printable(error.what(), /*most_bytes=*/500);
+  };
   const auto fail = [&](const std::string& got) {
     std::vector<std::string> known;
     for (const CLI::Option* option : app.get_options()) {
@@ -73,12 +78,12 @@ inline bool parse(CLI::App& app, int argc, const char** argv) {
     fail(fmt::format(
         "others in {}: {}",
         app.get_config_ptr()->as<std::string>(),
-        error.what()));
+        said(error)));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) {
       throw Error(fmt::format(
           "expected a valid command line, but got: {}. See {} --help.",
-          error.what(),
+          said(error),
           app.get_name()));
     }
     app.exit(error);

@@ -5,9 +5,9 @@
     python3 tests/packaging/check_docs.py --list
 
 The first form exits with 1, and lists what is missing, if the page lacks the
-fixed parts of a message: of TORCH_CHECK*, static_assert, c10::str() and
-`throw Error` in include/memcnn and examples, and of errors in the CMake files.
-What a message fills in when it is raised may be anything on the page, such as
+fixed parts of a message: of TORCH_CHECK*, static_assert, c10::str(), and
+`throw Error` or FormatError in include/memcnn and examples, and of errors in the
+CMake files. What a message fills in when it is raised may be anything on the page, such as
 <sizes>. The second form prints all messages, to start a new entry from. Python
 alone is needed, no package.
 """
@@ -32,7 +32,7 @@ CMAKE_SOURCES = (
 
 STRING = r'"(?:\\.|[^"\\])*"'
 CALL = re.compile(
-    r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*Error)\s*\("
+    r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*(?:Format)?Error)\s*\("
 )
 PLACE = r"\{[^{}]*\}"  # of a value in a pattern of fmt::format()
 HOLE = None  # a part of a message that is filled in when it is raised

@@ -3,6 +3,7 @@
 
 #include "train/base/config.h"
 #include "train/base/files.h"
+#include "train/base/format_error.h"
 #include "train/run/checkpoint.h"
 #include "train/run/checkpoint_files.h"
 #include "train/run/log.h"
@@ -20,6 +21,20 @@ namespace training {
 
 namespace detail {
 
+inline RunState restore(
+    const Config& config,
+    uint32_t fingerprint,
+    const CheckpointFiles& checkpoints,
+    const std::filesystem::path& path,
+    Trainer& trainer) {
+  try {
+    return restore_checkpoint(
+        checkpoints.read(path), path, config, fingerprint, trainer);
+  } catch (const FormatError& flaw) {
+    checkpoints.refuse(path, flaw);
+  }
+}
+
 inline RunState resume(
     const Config& config,
     uint32_t fingerprint,
@@ -28,8 +43,7 @@ inline RunState resume(
     Trainer& trainer) {
   const auto& path =
       config.from_previous ? checkpoints.previous() : checkpoints.last();
-  RunState state = restore_checkpoint(
-      checkpoints.read(path), path, config, fingerprint, trainer);
+  RunState state = restore(config, fingerprint, checkpoints, path, trainer);
   if (state.log.bytes > 0 && !is_there(log)) {
     print_warning(fmt::format(
         "the log {} is gone, and begins anew after iteration {}",

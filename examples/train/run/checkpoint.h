@@ -2,45 +2,22 @@
 #pragma once
 
 #include "support/error.h"
+#include "support/printable.h"
 #include "train/base/checksum.h"
 #include "train/base/config.h"
-#include "train/libtorch/generators.h"
-#include "train/run/log.h"
+#include "train/run/checkpoint_content.h"
 #include "train/run/run_state.h"
-#include "train/step/memory_use.h"
-#include "train/step/step_result.h"
+#include "train/run/trainer_state.h"
 #include "train/step/trainer.h"
 
 #include <fmt/format.h>
-#include <torch/serialize.h>
-#include <torch/utils.h>
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
 #include <filesystem>
-#include <sstream>
 #include <string>
 
 namespace training {
-
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hits, first, top5)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemoryUse, held_after_forward, peak)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LogMark, bytes, checksum)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    SinceRow,
-    steps,
-    loss,
-    hits,
-    milliseconds,
-    data_milliseconds,
-    memory)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    RunState,
-    iteration,
-    since_row,
-    step_milliseconds,
-    memory,
-    log)
 
 namespace detail {
 
@@ -59,7 +36,8 @@ inline void check_recipe(
           path.string(),
           key,
           wanted.dump(),
-          found.contains(key) ? found.at(key).dump() : "nothing"));
+          found.contains(key) ? support::printable(found.at(key).dump())
+                              : "nothing"));
     }
   }
 }
@@ -106,62 +84,28 @@ inline std::string make_checkpoint(
     uint32_t fingerprint,
     const RunState& state,
     Trainer& trainer) {
-  torch::serialize::OutputArchive archive;
-  const nlohmann::json about = {
-      {"recipe", recipe(config)}, {"images", fingerprint}, {"state", state}};
-  archive.write("about", c10::IValue(about.dump()));
-  archive.write("cpu_generator", generator_state(torch::kCPU));
-  if (trainer.device().is_cuda()) {
-    archive.write("cuda_generator", generator_state(trainer.device()));
-  }
-  torch::serialize::OutputArchive network;
-  trainer.network().save(network);
-  archive.write("network", network);
-  torch::serialize::OutputArchive optimizer;
-  trainer.optimizer().save(optimizer);
-  archive.write("optimizer", optimizer);
-  std::ostringstream bytes;
-  archive.save_to(bytes);
-  return bytes.str();
+  return checkpoint_bytes(
+      {recipe(config), fingerprint, state, trainer_state(trainer)});
 }
 
 /// Goes on from what make_checkpoint() made, and `path` has: fills the trainer
 /// and returns the state.
 ///
 /// Throws:   Error if it is of another recipe, of other images, or of a longer
-///           run; the trainer is then not to be used.
+///           run, FormatError if it is damaged; the trainer is then not to be
+///           used.
 inline RunState restore_checkpoint(
     const std::string& bytes,
     const std::filesystem::path& path,
     const Config& config,
     uint32_t fingerprint,
     Trainer& trainer) {
-  torch::serialize::InputArchive archive;
-  std::istringstream stream(bytes);
-  archive.load_from(stream, trainer.device());
-  c10::IValue text;
-  archive.read("about", text);
-  const auto about = nlohmann::json::parse(text.toStringRef());
-  const auto state = about.at("state").get<RunState>();
-  detail::check_length(path, state, config);
-  detail::check_recipe(path, about.at("recipe"), config);
-  detail::check_images(path, about.at("images"), fingerprint, config);
-
-  torch::serialize::InputArchive network;
-  archive.read("network", network);
-  trainer.network().load(network);
-  torch::serialize::InputArchive optimizer;
-  archive.read("optimizer", optimizer);
-  trainer.optimizer().load(optimizer);
-
-  torch::Tensor generator;
-  archive.read("cpu_generator", generator);
-  set_generator_state(torch::kCPU, generator);
-  if (trainer.device().is_cuda() &&
-      archive.try_read("cuda_generator", generator)) {
-    set_generator_state(trainer.device(), generator);
-  }
-  return state;
+  const Checkpoint checkpoint = parse_checkpoint(bytes);
+  detail::check_length(path, checkpoint.state, config);
+  detail::check_recipe(path, checkpoint.recipe, config);
+  detail::check_images(path, checkpoint.images, fingerprint, config);
+  restore_trainer(checkpoint.tensors, trainer);
+  return checkpoint.state;
 }
 
 } // namespace training

@@ -2,28 +2,21 @@
 #pragma once
 
 #include "support/error.h"
-#include "train/base/checksum.h"
 #include "train/base/files.h"
+#include "train/base/format_error.h"
+#include "train/run/seal.h"
 
 #include <fmt/format.h>
 
-#include <cstddef>
 #include <filesystem>
-#include <sstream>
 #include <string>
 #include <system_error>
 
 namespace training {
 
 /// The checkpoints of a run on disk: the last one, and the one before it.
-///
-/// A file begins with a line that says what the rest must be,
-/// `memcnn-checkpoint <format> <bytes> <checksum>`, so that a damaged one is
-/// known for what it is before anything is made of it.
 class CheckpointFiles final {
  public:
-  static constexpr int kFormat = 1;
-
   explicit CheckpointFiles(const std::filesystem::path& directory)
       : last_(directory / "checkpoint.memcnn"),
         previous_(directory / "checkpoint.previous.memcnn") {}
@@ -44,15 +37,7 @@ class CheckpointFiles final {
     if (is_there(last_)) {
       keep_as_previous();
     }
-    write_file(
-        last_,
-        fmt::format(
-            "{} {} {} {}\n",
-            kMagic,
-            kFormat,
-            content.size(),
-            checksum_text(checksum(content))) +
-            content);
+    write_file(last_, seal(content));
   }
 
   /// What write() was given.
@@ -67,45 +52,22 @@ class CheckpointFiles final {
           path.string(),
           advice(path)));
     }
-    const auto end = sealed->find('\n');
-    std::istringstream line(sealed->substr(0, end));
-    std::string magic;
-    int format = 0;
-    line >> magic >> format;
-    if (magic != kMagic || !line || end == std::string::npos) {
-      throw support::Error(fmt::format(
-          "expected {} to be a checkpoint of this program, but it is "
-          "something else or damaged.{}",
-          path.string(),
-          advice(path)));
+    try {
+      return unseal(*sealed);
+    } catch (const FormatError& flaw) {
+      refuse(path, flaw);
     }
-    if (format != kFormat) {
-      throw support::Error(fmt::format(
-          "expected the checkpoint {} to have format {}, but got {}: "
-          "another version of memcnn_train wrote it. Go on with that "
-          "version, or give --fresh to overwrite it or another "
-          "--results-dir.",
-          path.string(),
-          kFormat,
-          format));
-    }
-    size_t size = 0;
-    std::string sum;
-    line >> size >> sum;
-    std::string content = sealed->substr(end + 1);
-    const std::string found = checksum_text(checksum(content));
-    if (!line || content.size() != size || found != sum) {
-      throw support::Error(fmt::format(
-          "expected the checkpoint {} to have {} bytes with checksum {}, "
-          "but got {} with {}: it is damaged.{}",
-          path.string(),
-          size,
-          sum,
-          content.size(),
-          found,
-          advice(path)));
-    }
-    return content;
+  }
+
+  /// Tells what is wrong with one of them, and what there is instead.
+  [[noreturn]] void refuse(
+      const std::filesystem::path& path,
+      const FormatError& flaw) const {
+    throw support::Error(fmt::format(
+        "expected {} to be a checkpoint of this program, but {}.{}",
+        path.string(),
+        flaw.what(),
+        advice(path)));
   }
 
   /// Makes the previous checkpoint the last one, over what is there.
@@ -125,8 +87,6 @@ class CheckpointFiles final {
   }
 
  private:
-  static constexpr const char* kMagic = "memcnn-checkpoint";
-
   /// By a second name for the same file, so that the first stays in place.
   void keep_as_previous() const {
     const std::filesystem::path spare = previous_.string() + ".partial";

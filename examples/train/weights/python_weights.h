@@ -3,6 +3,7 @@
 
 #include "revnet/revnet.h"
 #include "support/error.h"
+#include "support/printable.h"
 #include "train/weights/state_dict.h"
 
 #include <torch/nn/module.h>
@@ -12,7 +13,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,16 +105,10 @@ class PythonState final {
 
 /// "layer1.weight", and how many more there are like it.
 inline std::string first_of(const std::vector<std::string>& names) {
-  return "\"" + names.front() + "\"" +
+  return "\"" + support::printable(names.front()) + "\"" +
       (names.size() == 1
            ? ""
            : " and " + std::to_string(names.size() - 1) + " more");
-}
-
-inline std::string described(const at::Tensor& tensor) {
-  std::ostringstream text;
-  text << "sizes " << tensor.sizes() << " and dtype " << tensor.dtype();
-  return text.str();
 }
 
 /// Names as the network itself has them: torch.nn.DataParallel puts "module."

@@ -4,20 +4,20 @@
 // What torch.save() writes of a tensor: in the pickle, its dtype, sizes and so
 // on; beside it, the storage, which tensors may share.
 
+#include "train/base/format_error.h"
 #include "train/weights/pickler.h"
 #include "train/weights/unpickler.h"
+#include "train/weights/zip_reader.h"
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
-#include <caffe2/serialize/inline_container.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
-#include <stdexcept>
 #include <string>
 #include <unordered_map>
-#include <variant>
 #include <vector>
 
 namespace training {
@@ -71,11 +71,10 @@ inline const char* storage_name(at::ScalarType dtype) {
 /// The objects that torch.save() writes for tensors. Tensors share memory where
 /// they did so in Python.
 ///
-/// Throws:   std::exception, of any kind, if they are not as it writes them.
+/// Throws:   FormatError if they are not as it writes them.
 class SavedTensors final : public pickle::Objects {
  public:
-  explicit SavedTensors(caffe2::serialize::PyTorchStreamReader& archive)
-      : archive_(archive) {}
+  explicit SavedTensors(ZipReader& archive) : archive_(archive) {}
 
   bool knows(const std::string& global) const override {
     return global == kOrderedDict || global == kRebuildTensor ||
@@ -89,17 +88,16 @@ class SavedTensors final : public pickle::Objects {
       return pickle::Dict{};
     }
     if (global == kRebuildTensor && items.size() >= 6) {
-      // LibTorch checks that all of it is within the storage.
-      return argument<at::Tensor>(arguments, 0)
-          .as_strided(
-              integers(arguments, 2),
-              integers(arguments, 3),
-              /*storage_offset=*/argument<int64_t>(arguments, 1));
+      return part_of(
+          argument<at::Tensor>(arguments, 0),
+          integers(arguments, 2),
+          integers(arguments, 3),
+          argument<int64_t>(arguments, 1));
     }
     if (global == kRebuildParameter && !items.empty()) {
       return argument<at::Tensor>(arguments, 0);
     }
-    throw std::invalid_argument("a call with other arguments");
+    stop_on_other();
   }
 
   /// A storage, as a tensor of one dim.
@@ -107,13 +105,13 @@ class SavedTensors final : public pickle::Objects {
     const auto* const storage =
         find_storage_class(argument<pickle::Global>(id, 1).name);
     if (storage == nullptr) {
-      throw std::invalid_argument("a storage of another class");
+      stop_on_other();
     }
     const at::Tensor& bytes = record(argument<std::string>(id, 2));
     const auto item = static_cast<int64_t>(c10::elementSize(storage->dtype));
     const auto count = argument<int64_t>(id, 4);
     if (count < 0 || count > bytes.numel() / item) {
-      throw std::out_of_range("a storage that is larger than its bytes");
+      stop_on_excess();
     }
     return bytes.narrow(0, 0, count * item).view(storage->dtype);
   }
@@ -125,15 +123,48 @@ class SavedTensors final : public pickle::Objects {
   static constexpr const char* kRebuildParameter =
       "torch._utils._rebuild_parameter";
 
+  /// As many as LibTorch's kernels take. A pickle can name one tuple again and
+  /// again, and each tensor has a copy.
+  static constexpr size_t kMostDims = 64;
+
+  [[noreturn]] static void stop_on_other() {
+    throw FormatError("its pickle describes no tensor as torch.save() does");
+  }
+
+  [[noreturn]] static void stop_on_excess() {
+    throw FormatError("a tensor in it is larger than what is stored of it");
+  }
+
+  static at::Tensor part_of(
+      const at::Tensor& storage,
+      const std::vector<int64_t>& sizes,
+      const std::vector<int64_t>& strides,
+      int64_t offset) {
+    try {
+      return storage.as_strided(sizes, strides, offset);
+    } catch (const c10::Error&) { // it checks all there is to check
+      stop_on_excess();
+    }
+  }
+
   template <class T>
   static const T& argument(const pickle::Tuple& arguments, size_t index) {
-    return std::get<T>(arguments.items.at(index)->data);
+    const T* const found = index < arguments.items.size()
+        ? arguments.items[index]->as<T>()
+        : nullptr;
+    if (found == nullptr) {
+      stop_on_other();
+    }
+    return *found;
   }
 
   static std::vector<int64_t> integers(
       const pickle::Tuple& arguments,
       size_t index) {
     const auto& tuple = argument<pickle::Tuple>(arguments, index);
+    if (tuple.items.size() > kMostDims) {
+      stop_on_other();
+    }
     std::vector<int64_t> values;
     for (size_t at = 0; at < tuple.items.size(); ++at) {
       values.push_back(argument<int64_t>(tuple, at));
@@ -147,14 +178,14 @@ class SavedTensors final : public pickle::Objects {
     at::Tensor& bytes = records_[key];
     if (!bytes.defined()) {
       const std::string name = "data/" + key;
-      const auto size = archive_.getRecordSize(name);
-      bytes = at::empty({static_cast<int64_t>(size)}, at::kByte);
-      archive_.getRecord(name, bytes.data_ptr(), size);
+      const auto size = static_cast<int64_t>(archive_.size(name));
+      bytes = at::empty({size}, at::kByte);
+      archive_.read(name, bytes.data_ptr());
     }
     return bytes;
   }
 
-  caffe2::serialize::PyTorchStreamReader& archive_;
+  ZipReader& archive_;
   std::unordered_map<std::string, at::Tensor> records_;
 };
 

@@ -2,17 +2,22 @@
 #pragma once
 
 #include "support/error.h"
+#include "support/printable.h"
 #include "train/base/files.h"
+#include "train/base/format_error.h"
 #include "train/weights/saved_tensors.h"
+#include "train/weights/zip_reader.h"
 
 #include <ATen/core/Tensor.h>
 #include <caffe2/serialize/inline_container.h>
 #include <fmt/format.h>
 #include <torch/ordered_dict.h>
 
-#include <exception>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <istream>
+#include <sstream>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -22,15 +27,28 @@ namespace training {
 /// Named tensors, as model.state_dict() returns them in Python.
 using StateDict = torch::OrderedDict<std::string, at::Tensor>;
 
-namespace detail {
-
-[[noreturn]] inline void stop_on_unreadable(const std::string& path) {
-  throw support::Error(fmt::format(
-      "expected {} to be a whole file of torch.save(), but it cannot be read: "
-      "it is truncated, corrupt, or something else. Write it anew with "
-      "torch.save(model.state_dict(), file).",
-      path));
+/// Throws:   FormatError if there is none of the name.
+inline const at::Tensor& tensor_in(
+    const StateDict& tensors,
+    const std::string& name) {
+  const at::Tensor* const found = tensors.find(name);
+  if (found == nullptr) {
+    throw FormatError(fmt::format("it lacks the tensor {}", name));
+  }
+  return *found;
 }
+
+/// What a tensor is like, for messages.
+inline std::string described(const at::Tensor& tensor) {
+  std::ostringstream sizes;
+  sizes << tensor.sizes();
+  std::ostringstream text;
+  text << "sizes " << support::printable(sizes.str()) << " and dtype "
+       << tensor.dtype();
+  return text.str();
+}
+
+namespace detail {
 
 inline const pickle::Value* find(
     const pickle::Dict& dict,
@@ -45,15 +63,10 @@ inline const pickle::Value* find(
 }
 
 /// The state dict of what was saved: itself, or an item of a checkpoint.
-inline const pickle::Dict& state_dict_of(
-    const pickle::Value& saved,
-    const std::string& path) {
+inline const pickle::Dict& state_dict_of(const pickle::Value& saved) {
   const auto* const dict = saved.as<pickle::Dict>();
   if (dict == nullptr) {
-    throw support::Error(fmt::format(
-        "expected {} to hold a dict of tensors, but it holds something else. "
-        "Write it with torch.save(model.state_dict(), file).",
-        path));
+    throw FormatError("it holds no dict");
   }
   for (const char* key : {"state_dict", "model"}) {
     const auto* const inner = find(*dict, key);
@@ -64,20 +77,19 @@ inline const pickle::Dict& state_dict_of(
   return *dict;
 }
 
-inline StateDict tensors_of(const pickle::Dict& dict, const std::string& path) {
+inline StateDict tensors_of(const pickle::Dict& dict) {
   StateDict tensors;
   for (const auto& [key, value] : dict.items) {
     const auto* const name = key->as<std::string>();
-    const auto* const tensor = value->as<at::Tensor>();
-    if (name == nullptr || tensor == nullptr) {
-      throw support::Error(fmt::format(
-          "expected every entry of {} to be a named tensor, but {}. Write it "
-          "with torch.save(model.state_dict(), file).",
-          path,
-          name == nullptr ? "one has no name" : "\"" + *name + "\" is none"));
+    if (name == nullptr) {
+      throw FormatError("it holds something without a name");
     }
-    if (tensors.contains(*name)) {
-      stop_on_unreadable(path);
+    const auto* const tensor = value->as<at::Tensor>();
+    if (tensor == nullptr || tensors.contains(*name)) {
+      throw FormatError(fmt::format(
+          "\"{}\" in it is {}",
+          support::printable(*name),
+          tensor == nullptr ? "no tensor" : "there twice"));
     }
     tensors.insert(*name, *tensor);
   }
@@ -85,39 +97,51 @@ inline StateDict tensors_of(const pickle::Dict& dict, const std::string& path) {
 }
 
 /// torch.save() wrote pickles one after the other before torch 1.6.
-inline bool has_old_format(const std::string& path) {
+inline bool has_old_format(std::istream& file) {
   const std::string magic =
       "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
   std::string start(magic.size(), '\0');
-  std::ifstream(path, std::ios::binary)
-      .read(start.data(), static_cast<std::streamsize>(start.size()));
+  file.read(start.data(), static_cast<std::streamsize>(start.size()));
+  file.clear(); // of the end of a shorter file
   return start == magic;
 }
 
-inline StateDict read_archive(const std::string& path) {
-  caffe2::serialize::PyTorchStreamReader archive(path);
-  const auto text = [&](const char* record) {
-    std::string bytes(archive.getRecordSize(record), '\0');
-    archive.getRecord(record, bytes.data(), bytes.size());
-    return bytes;
-  };
-  if (archive.hasRecord("byteorder") && text("byteorder") != "little") {
-    throw support::Error(fmt::format(
-        "expected {} to be of a little-endian machine, but it is of a "
-        "big-endian one. Write it on a little-endian one.",
-        path));
+/// The pickle of an archive, which each value of it costs some fifty times its
+/// own bytes to read.
+inline std::string read_pickle(ZipReader& archive) {
+  constexpr uint64_t kMostBytes = 16 << 20; // of some 80,000 tensors
+  const std::string name = "data.pkl";
+  if (archive.size(name) > kMostBytes) {
+    throw FormatError(fmt::format(
+        "its pickle has {} bytes, where a dict of tensors has at most {}",
+        archive.size(name),
+        kMostBytes));
   }
-  const std::string bytes = text("data.pkl");
-  SavedTensors objects(archive);
-  pickle::Unpickler unpickler(bytes, path, objects);
-  return tensors_of(state_dict_of(unpickler.run(), path), path);
+  return archive.text(name);
 }
 
 } // namespace detail
 
+/// Reads named tensors from what torch.save(), or archive_of(), has written.
+/// Runs no code of the file. The tensors are on the CPU, with the file's dtypes.
+///
+/// Throws:   FormatError if the file is damaged, or holds anything else.
+inline StateDict read_tensors(std::istream& file) {
+  if (detail::has_old_format(file)) {
+    throw FormatError("it is in the format before torch 1.6");
+  }
+  ZipReader archive(file);
+  if (archive.has("byteorder") && archive.text("byteorder") != "little") {
+    throw FormatError("it is of a big-endian machine");
+  }
+  const std::string bytes = detail::read_pickle(archive);
+  detail::SavedTensors objects(archive);
+  pickle::Unpickler unpickler(bytes, objects);
+  return detail::tensors_of(detail::state_dict_of(unpickler.run()));
+}
+
 /// Reads what torch.save(model.state_dict(), file) writes in Python; a plain
 /// dict of tensors, and a dict with one of the two as "state_dict" or "model".
-/// Runs no code of the file. The tensors are on the CPU, with the file's dtypes.
 ///
 /// Throws:   Error if the file is missing, damaged, or holds anything else.
 inline StateDict read_state_dict(const std::filesystem::path& path) {
@@ -127,26 +151,21 @@ inline StateDict read_state_dict(const std::filesystem::path& path) {
         "expected {} to be a file of weights, but there is no such file.",
         path.string()));
   }
-  if (detail::has_old_format(path.string())) {
-    throw support::Error(fmt::format(
-        "expected {} to be in the format of torch 1.6 or later, but it is in "
-        "the one before. Load it with torch.load() in Python and write it anew "
-        "with torch.save().",
-        path.string()));
-  }
+  std::ifstream file(path, std::ios::binary);
   try {
-    return detail::read_archive(path.string());
-  } catch (const support::Error&) {
-    throw;
-  } catch (const std::exception&) {
-    detail::stop_on_unreadable(path.string());
+    return read_tensors(file);
+  } catch (const FormatError& flaw) {
+    throw support::Error(fmt::format(
+        "expected {} to be a state dict that torch.save() has written, but {}. "
+        "Write it anew with torch.save(model.state_dict(), file).",
+        path.string(),
+        flaw.what()));
   }
 }
 
-namespace detail {
-
-/// The bytes of the file.
-inline std::string archived(const StateDict& state) {
+/// The bytes of a file that read_tensors() reads, and Python's
+/// torch.load(file, weights_only=True).
+inline std::string archive_of(const StateDict& state) {
   std::string file;
   caffe2::serialize::PyTorchStreamWriter archive(
       [&](const void* bytes, size_t count) {
@@ -160,7 +179,8 @@ inline std::string archived(const StateDict& state) {
   for (const auto& item : state) {
     stored.push_back(item.value().detach().cpu().contiguous());
     pickler.text(item.key());
-    push_tensor(pickler, stored.back(), std::to_string(stored.size() - 1));
+    detail::push_tensor(
+        pickler, stored.back(), std::to_string(stored.size() - 1));
   }
   const std::string bytes = pickler.set_items().finish();
   archive.writeRecord("data.pkl", bytes.data(), bytes.size());
@@ -175,8 +195,6 @@ inline std::string archived(const StateDict& state) {
   return file;
 }
 
-} // namespace detail
-
 /// Writes what model.load_state_dict(torch.load(file, weights_only=True)) reads
 /// in Python.
 ///
@@ -184,7 +202,7 @@ inline std::string archived(const StateDict& state) {
 inline void write_state_dict(
     const std::filesystem::path& path,
     const StateDict& state) {
-  write_file(path, detail::archived(state), "--save-weights");
+  write_file(path, archive_of(state), "--save-weights");
 }
 
 } // namespace training

@@ -5,7 +5,9 @@
 // a program for a stack machine that may import and call anything: here it gets
 // what class Objects hands out, and nothing else. saved_tensors.h says what.
 
-#include "support/error.h"
+#include "support/printable.h"
+#include "train/base/format_error.h"
+#include "train/weights/byte_reader.h"
 
 #include <ATen/core/Tensor.h>
 #include <fmt/format.h>
@@ -68,12 +70,12 @@ class Objects {
 
 /// Runs the program that a pickle is, protocol 2 to 5.
 ///
-/// Throws:   Error if it ends early, names what Objects does not know, or needs
-///           more than plain data does. `source` is the file to tell of.
+/// Throws:   FormatError if it ends early, names what Objects does not know, or
+///           needs more than plain data does.
 class Unpickler final {
  public:
-  Unpickler(std::string_view bytes, std::string source, Objects& objects)
-      : bytes_(bytes), source_(std::move(source)), objects_(objects) {}
+  Unpickler(std::string_view bytes, Objects& objects)
+      : bytes_(bytes, "its pickle"), objects_(objects) {}
 
   /// The result, owned by this.
   const Value& run() {
@@ -88,10 +90,10 @@ class Unpickler final {
   void step(unsigned opcode) {
     switch (opcode) {
       case 0x80: // PROTO
-        take(1);
+        bytes_.take(1);
         break;
       case 0x95: // FRAME
-        take(8);
+        bytes_.take(8);
         break;
       case '(': // MARK
         marks_.push_back(stack_.size());
@@ -102,7 +104,7 @@ class Unpickler final {
         push(Other{});
         break;
       case 'G': // BINFLOAT
-        take(8);
+        bytes_.take(8);
         push(Other{});
         break;
       case 'K': // BININT1
@@ -170,8 +172,8 @@ class Unpickler final {
         recall(integer(4));
         break;
       case 'c': { // GLOBAL
-        const std::string module = line();
-        push_global(module, line());
+        const std::string module(bytes_.line());
+        push_global(module, std::string(bytes_.line()));
         break;
       }
       case 0x93: { // STACK_GLOBAL
@@ -192,48 +194,25 @@ class Unpickler final {
         push(objects_.stored(expect<Tuple>(pop())));
         break;
       default:
-        throw support::Error(fmt::format(
-            "expected {} to hold a dict of tensors, but its pickle has the "
-            "opcode {}, which that does not need. Write it with "
-            "torch.save(model.state_dict(), file).",
-            source_,
+        throw FormatError(fmt::format(
+            "its pickle has the opcode {}, which a dict of tensors does not "
+            "need",
             opcode));
     }
   }
 
-  [[noreturn]] void stop_on_corruption() const {
-    throw support::Error(fmt::format(
-        "expected {} to be whole, but its pickle is corrupt. Write it anew "
-        "with torch.save(model.state_dict(), file).",
-        source_));
-  }
-
-  std::string_view take(uint64_t count) {
-    if (count > bytes_.size() - position_) {
-      stop_on_corruption();
-    }
-    const auto taken = bytes_.substr(position_, count);
-    position_ += count;
-    return taken;
-  }
-
   unsigned byte() {
-    return static_cast<unsigned char>(take(1).front());
+    return static_cast<unsigned>(bytes_.integer(1));
   }
 
-  /// The low byte comes first.
   int64_t integer(unsigned count) {
-    uint64_t value = 0;
-    for (unsigned index = 0; index < count; ++index) {
-      value |= uint64_t{byte()} << (8 * index);
-    }
-    return static_cast<int64_t>(value);
+    return static_cast<int64_t>(bytes_.integer(count));
   }
 
   /// In two's complement, of up to eight bytes.
   int64_t signed_integer(unsigned count) {
     if (count > 8) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     const int64_t value = integer(count);
     const bool negative =
@@ -242,17 +221,7 @@ class Unpickler final {
   }
 
   std::string text(int64_t size) {
-    return std::string(take(static_cast<uint64_t>(size)));
-  }
-
-  std::string line() {
-    const auto end = bytes_.find('\n', position_);
-    if (end == std::string_view::npos) {
-      stop_on_corruption();
-    }
-    const std::string_view taken = take(end - position_);
-    take(1);
-    return std::string(taken);
+    return std::string(bytes_.take(static_cast<uint64_t>(size)));
   }
 
   void push(Data data) {
@@ -263,7 +232,7 @@ class Unpickler final {
   Value* top() {
     const size_t bottom = marks_.empty() ? 0 : marks_.back();
     if (stack_.size() <= bottom) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     return stack_.back();
   }
@@ -284,7 +253,7 @@ class Unpickler final {
 
   std::vector<const Value*> pop_to_mark() {
     if (marks_.empty()) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     auto items = pop_many(stack_.size() - marks_.back());
     marks_.pop_back();
@@ -295,7 +264,7 @@ class Unpickler final {
   T& expect(Value* value) const {
     T* const found = std::get_if<T>(&value->data);
     if (found == nullptr) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     return *found;
   }
@@ -303,7 +272,7 @@ class Unpickler final {
   void set_items(const std::vector<const Value*>& items) {
     auto& dict = expect<Dict>(top()).items;
     if (items.size() % 2 != 0) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     for (size_t index = 0; index < items.size(); index += 2) {
       dict.emplace_back(items[index], items[index + 1]);
@@ -317,7 +286,7 @@ class Unpickler final {
   void recall(int64_t key) {
     const auto found = memo_.find(key);
     if (found == memo_.end()) {
-      stop_on_corruption();
+      bytes_.stop_on_corruption();
     }
     stack_.push_back(found->second);
   }
@@ -325,19 +294,14 @@ class Unpickler final {
   void push_global(const std::string& module, const std::string& name) {
     const std::string global = module + "." + name;
     if (!objects_.knows(global)) {
-      throw support::Error(fmt::format(
-          "expected {} to hold a dict of tensors, but it needs Python's {}, "
-          "which is not run. Write it with torch.save(model.state_dict(), "
-          "file).",
-          source_,
-          global));
+      throw FormatError(fmt::format(
+          "its pickle needs Python's {}, which is not run",
+          support::printable(global)));
     }
     push(Global{global});
   }
 
-  std::string_view bytes_;
-  size_t position_ = 0;
-  std::string source_;
+  ByteReader bytes_;
   Objects& objects_;
   std::deque<Value> values_; // does not move what it holds
   std::vector<Value*> stack_;

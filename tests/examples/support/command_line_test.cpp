@@ -198,6 +198,15 @@ TEST_F(ConfigFile, RejectsUnknownKey) {
           EndsWith(" depth."))));
 }
 
+TEST_F(ConfigFile, IsShownWithoutItsEscapes) {
+  EXPECT_THAT(
+      [&] { parsed_with("count = \"\x1b[2J\"\n"); },
+      rejects("--count: Value \\x1b[2J not in range "));
+  EXPECT_THAT(
+      [&] { parsed_with("\x1b[2J = 3\n"); },
+      ThrowsMessage<support::Error>(EndsWith(" \\x1b[2J.")));
+}
+
 TEST_F(ConfigFile, RejectsValueOutOfRange) {
   EXPECT_THAT(
       [&] { parsed_with("count = 0\n"); },

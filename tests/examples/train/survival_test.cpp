@@ -356,9 +356,9 @@ TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
   EXPECT_TRUE(std::regex_match(
       refused.err,
       std::regex(
-          "memcnn_train: expected the checkpoint here/checkpoint\\.memcnn "
-          "to have (\\d+) bytes with checksum [0-9a-f]{8}, but got "
-          "\\1 with [0-9a-f]{8}: it is damaged\\. Give "
+          "memcnn_train: expected here/checkpoint\\.memcnn to be a checkpoint "
+          "of this program, but it has (\\d+) bytes with checksum "
+          "[0-9a-f]{8} instead of \\1 with [0-9a-f]{8}: it is damaged\\. Give "
           "--from-previous to go on from here/checkpoint\\.previous"
           "\\.memcnn, or --fresh to start anew\\.\n")))
       << refused.err;
@@ -395,17 +395,23 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
         "but it is something else or damaged." +
             otherwise);
   }
+  const std::string expected =
+      "expected here/checkpoint.memcnn to be a checkpoint of this program, but ";
   expect_refused(
-      "memcnn-checkpoint 1 9 01234567\nshort",
-      "expected the checkpoint here/checkpoint.memcnn to have 9 bytes with "
-      "checksum 01234567, but got 5 with 8f2890a2: it is "
-      "damaged." +
+      "memcnn-checkpoint 2 9 01234567\nshort",
+      expected +
+          "it has 5 bytes with checksum 8f2890a2 instead of 9 with 01234567: "
+          "it is damaged." +
           otherwise);
   expect_refused(
-      "memcnn-checkpoint 2 whatever comes\n",
-      "expected the checkpoint here/checkpoint.memcnn to have format 1, but "
-      "got 2: another version of memcnn_train wrote it. Go on with that "
-      "version, or give --fresh to overwrite it or another --results-dir.");
+      "memcnn-checkpoint 2 5 8f2890a2\nshort",
+      expected + "it is no zip archive, or is cut off." + otherwise);
+  expect_refused(
+      "memcnn-checkpoint 1 whatever comes\n",
+      expected +
+          "it has format 1 instead of 2: the version of memcnn_train that "
+          "wrote it goes on from it." +
+          otherwise);
   fs::remove(here("checkpoint.memcnn"));
   expect_error(
       train(six_steps() + " --from-previous"),

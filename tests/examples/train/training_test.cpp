@@ -4,6 +4,7 @@
 #include "train/data/synthetic.h"
 #include "train/libtorch/device_read.h"
 #include "train/run/checkpoint.h"
+#include "train/run/trainer_state.h"
 #include "train/step/network.h"
 #include "train/step/trainer.h"
 
@@ -11,6 +12,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -70,6 +72,71 @@ TEST(Checkpoint, ResumesBitForBit) {
   for (size_t i = 0; i < buffers.size(); ++i) {
     EXPECT_TRUE(torch::equal(resumed.network().buffers()[i], buffers[i]));
   }
+}
+
+/// What is said of a trainer's tensors after a change.
+std::string flaw_after(const std::function<void(StateDict&)>& change) {
+  SyntheticSizes sizes;
+  sizes.train = 4;
+  sizes.test = 4;
+  Config config;
+  config.model = "resnet32";
+  config.batch_size = 4;
+  memcnn::AllocationMeter meter;
+  Trainer trainer(config, make_synthetic(sizes), torch::kCPU, meter);
+  StateDict state = trainer_state(trainer);
+  change(state);
+  try {
+    restore_trainer(state, trainer);
+  } catch (const FormatError& flaw) {
+    return flaw.what();
+  }
+  return "nothing";
+}
+
+TEST(TrainerState, HasToFitTheTrainer) {
+  EXPECT_EQ(flaw_after([](StateDict&) {}), "nothing");
+  for (const std::string name :
+       {"network.stem.0.weight",
+        "network.stem.1.running_mean",
+        "momentum.stem.0.weight",
+        "generator.cpu"}) {
+    EXPECT_EQ(
+        flaw_after([&](StateDict& state) { state.erase(name); }),
+        "it lacks the tensor " + name);
+  }
+  EXPECT_EQ(
+      flaw_after([](StateDict& state) {
+        state["network.stem.1.weight"] = torch::zeros({1});
+      }),
+      "its tensor network.stem.1.weight has sizes [1] and dtype float instead "
+      "of sizes [16] and dtype float");
+  EXPECT_EQ(
+      flaw_after([](StateDict& state) {
+        state["network.stem.1.weight"] = torch::zeros({16}, torch::kFloat64);
+      }),
+      "its tensor network.stem.1.weight has sizes [16] and dtype double "
+      "instead of sizes [16] and dtype float");
+}
+
+TEST(TrainerState, HasRandomNumbersThatThereAre) {
+  const std::string none = "its state of random numbers is none";
+  const auto flaw_of = [](const torch::Tensor& state) {
+    return flaw_after(
+        [&](StateDict& tensors) { tensors["generator.cpu"] = state; });
+  };
+  torch::rand({100}); // some numbers are drawn, and some left
+  const auto state = generator_state(torch::kCPU);
+  EXPECT_EQ(flaw_of(state), "nothing");
+  EXPECT_EQ(flaw_of(state.slice(0, 1)), none);
+  EXPECT_EQ(flaw_of(state.to(torch::kInt8)), none);
+  EXPECT_EQ(flaw_of(state[0].expand({state.size(0)})), none);
+  EXPECT_EQ(flaw_of(torch::zeros_like(state)), none);
+  // LibTorch itself would take it, and read 623 numbers from the last one on.
+  auto beyond = state.clone();
+  beyond.narrow(0, 8, 4).view(torch::kInt32).fill_(624);
+  beyond.narrow(0, 16, 8).view(torch::kInt64).fill_(624);
+  EXPECT_EQ(flaw_of(beyond), none);
 }
 
 TEST(Figures, CountTheFirstAndTheFirstFive) {

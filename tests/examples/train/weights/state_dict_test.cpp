@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 
 #include "train/weights/state_dict.h"
+
+#include <memcnn/allocation_meter.h>
+
 #include "examples/train/weights/weight_files.h"
 
 #include <caffe2/serialize/inline_container.h>
@@ -13,6 +16,7 @@
 #include <limits>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -104,31 +108,33 @@ TEST(ReadStateDict, RunsNothing) {
   pickler.global("posix", "system").mark().text("touch " + proof.path());
   EXPECT_THAT(
       message_for_pickle(pickler.tuple().call().finish()),
-      HasSubstr("it needs Python's posix.system, which is not run"));
+      HasSubstr("its pickle needs Python's posix.system, which is not run"));
   EXPECT_FALSE(std::filesystem::exists(proof.path()));
   EXPECT_THAT(
       [] { read_state_dict(reference("whole_module.pt")); },
       ThrowsMessage<support::Error>(HasSubstr(
-          "whole_module.pt to hold a dict of tensors, but it needs Python's "
-          "torch.nn.modules.linear.Linear, which is not run. Write it with "
-          "torch.save(model.state_dict(), file).")));
+          "whole_module.pt to be a state dict that torch.save() has written, "
+          "but its pickle needs Python's torch.nn.modules.linear.Linear, which "
+          "is not run. Write it anew with torch.save(model.state_dict(), "
+          "file).")));
 }
 
 TEST(ReadStateDict, RejectsPicklesOfOtherThings) {
   // INST, which makes an object
   EXPECT_THAT(
       message_for_pickle("(iposix\nsystem\n."),
-      HasSubstr("its pickle has the opcode 105, which that does not need"));
+      HasSubstr("its pickle has the opcode 105, which a dict of tensors does "
+                "not need"));
   EXPECT_THAT(
       message_for_pickle("K\x01."), // 1
-      HasSubstr("to hold a dict of tensors, but it holds something else"));
+      HasSubstr("but it holds no dict. "));
   EXPECT_THAT(
       message_for_pickle("}(K\x01K\x02u."), // {1: 2}
-      HasSubstr("to be a named tensor, but one has no name"));
+      HasSubstr("but it holds something without a name. "));
   EXPECT_THAT(
       message_for_pickle("}(\x8c\x05"
                          "epochK\x02u."), // {"epoch": 2}
-      HasSubstr("to be a named tensor, but \"epoch\" is none"));
+      HasSubstr("but \"epoch\" in it is no tensor. "));
 }
 
 /// {"a": a tensor of the 8 bytes of data/0}
@@ -168,7 +174,9 @@ TEST(ReadStateDict, RejectsTensorsBeyondTheirStorage) {
         one_tensor("FloatStorage", 2, 1, {2}, {-1}),
         one_tensor("FloatStorage", 2, 0, {-1}, {1}),
         one_tensor("FloatStorage", 2, 0, {2}, {1, 1})}) {
-    EXPECT_THAT(message_for_pickle(pickle), HasSubstr("it cannot be read"));
+    EXPECT_THAT(
+        message_for_pickle(pickle),
+        HasSubstr("but a tensor in it is larger than what is stored of it. "));
   }
 }
 
@@ -199,7 +207,7 @@ TEST(ReadStateDict, TakesIntegersOfEveryWidth) {
         "\x8a\x02\xff\xff"s,
         "\x8a\x07\xff\xff\xff\xff\xff\xff\xff"s,
         "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\xff"s}) {
-    EXPECT_THAT(message_for_stride(negative), HasSubstr("it cannot be read"))
+    EXPECT_THAT(message_for_stride(negative), HasSubstr("is larger than"))
         << negative;
   }
 }
@@ -209,7 +217,8 @@ TEST(ReadStateDict, RejectsTwoTensorsOfOneName) {
   const std::string entry =
       pickle.substr(pickle.find("X\x01"), std::string::npos);
   pickle.replace(pickle.size() - 2, 2, entry); // the dict's end, "u."
-  EXPECT_THAT(message_for_pickle(pickle), HasSubstr("it cannot be read"));
+  EXPECT_THAT(
+      message_for_pickle(pickle), HasSubstr("but \"a\" in it is there twice"));
 }
 
 /// Reads a file of Python with another pickle in it.
@@ -278,8 +287,8 @@ TEST(ReadStateDict, RejectsDamagedFiles) {
         [&] { read_state_dict(file.path()); },
         ThrowsMessage<support::Error>(StrEq(
             "expected " + file.path() +
-            " to be a whole file of torch.save(), but it cannot be read: it is "
-            "truncated, corrupt, or something else. Write it anew with "
+            " to be a state dict that torch.save() has written, but it is no "
+            "zip archive, or is cut off. Write it anew with "
             "torch.save(model.state_dict(), file).")));
   }
 }
@@ -296,9 +305,8 @@ TEST(ReadStateDict, RejectsMissingFilesAndFoldersAndOldFormats) {
   EXPECT_THAT(
       [] { read_state_dict(reference("before_1_6.pt")); },
       ThrowsMessage<support::Error>(
-          HasSubstr("before_1_6.pt to be in the format of torch 1.6 or later, "
-                    "but it is in the one before. Load it with torch.load() in "
-                    "Python and write it anew")));
+          HasSubstr("but it is in the format before torch 1.6. Write it anew "
+                    "with torch.save(")));
 }
 
 TEST(ReadStateDict, TakesTheStateDictOutOfACheckpoint) {
@@ -332,8 +340,8 @@ TEST(ReadStateDict, RejectsBigEndianFiles) {
   }
   EXPECT_THAT(
       [&] { read_state_dict(file.path()); },
-      ThrowsMessage<support::Error>(HasSubstr(
-          "to be of a little-endian machine, but it is of a big-endian one")));
+      ThrowsMessage<support::Error>(
+          HasSubstr("but it is of a big-endian machine. ")));
 }
 
 TEST(ReadStateDict, TakesPartOfItselfForWhatItIs) {
@@ -341,10 +349,84 @@ TEST(ReadStateDict, TakesPartOfItselfForWhatItIs) {
   EXPECT_THAT(
       message_for_pickle("}q\x01\x8c\x01"
                          "ah\x01s."),
-      HasSubstr("\"a\" is none"));
+      HasSubstr("\"a\" in it is no tensor"));
   EXPECT_THAT(
       message_for_pickle(")" + std::string(1000000, '\x85') + "."),
-      HasSubstr("holds something else"));
+      HasSubstr("holds no dict"));
+}
+
+// --- files that ask for more than they have ----------------------------------
+
+TEST(ReadStateDict, LoadsNothingElseForAFlippedBit) {
+  StateDict state;
+  state.insert("weight", torch::arange(6).view({2, 3}));
+  state.insert("bias", torch::tensor({0.5, -2.0}));
+  const std::string whole = archive_of(state);
+  int refused = 0;
+  for (size_t bit = 0; bit < 8 * whole.size(); ++bit) {
+    std::string changed = whole;
+    changed[bit / 8] = static_cast<char>(changed[bit / 8] ^ (1 << bit % 8));
+    std::istringstream file(changed);
+    try {
+      const StateDict found = read_tensors(file);
+      ASSERT_EQ(found.keys(), state.keys()) << bit;
+      for (const auto& item : found) {
+        ASSERT_EQ(item.value().dtype(), state[item.key()].dtype()) << bit;
+        ASSERT_TRUE(torch::equal(item.value(), state[item.key()])) << bit;
+      }
+    } catch (const FormatError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 8 * 300); // the pickle has more bits
+}
+
+/// Peak of the tensors that reading takes, in bytes.
+int64_t peak_of_reading(const std::string& bytes) {
+  memcnn::AllocationMeter meter(torch::kCPU);
+  std::istringstream file(bytes);
+  EXPECT_THROW(read_tensors(file), FormatError);
+  return meter.peak_bytes();
+}
+
+TEST(ReadStateDict, TakesNoMemoryThatTheFileCannotFill) {
+  StateDict state;
+  state.insert("weight", torch::zeros({16}));
+  std::string bytes = archive_of(state);
+  // In the list of entries at the end: 64 bytes, packed and as they are.
+  const std::string sizes = "@\0\0\0@\0\0\0"s;
+  const auto place = bytes.rfind(sizes);
+  ASSERT_NE(place, std::string::npos);
+  bytes.replace(place, sizes.size(), "@\0\0\x7f@\0\0\x7f"s);
+  EXPECT_LT(peak_of_reading(bytes), int64_t{1} << 20);
+}
+
+TEST(ReadStateDict, RejectsTensorsOfMoreDimsThanThereCanBe) {
+  const auto of_dims = [](size_t count) {
+    const std::vector<int64_t> ones(count, 1);
+    return message_for_pickle(one_tensor("FloatStorage", 2, 0, ones, ones));
+  };
+  EXPECT_EQ(of_dims(64), "no error");
+  EXPECT_THAT(
+      of_dims(65),
+      HasSubstr("but its pickle describes no tensor as torch.save() does. "));
+}
+
+TEST(ReadStateDict, RejectsPicklesOfTooManyValues) {
+  EXPECT_THAT(
+      message_for_pickle(std::string((16 << 20) + 1, ')')),
+      HasSubstr("but its pickle has 16777217 bytes, where a dict of tensors "
+                "has at most 16777216. "));
+}
+
+TEST(ReadStateDict, ShowsNamesWithoutTheirEscapes) {
+  EXPECT_THAT(
+      message_for_pickle("}(\x8c\x05"
+                         "a\x1b[2JK\x02u."),
+      HasSubstr("but \"a\\x1b[2J\" in it is no tensor"));
+  EXPECT_THAT(
+      message_for_pickle("cposix\n\x1b[2J\n."),
+      HasSubstr("needs Python's posix.\\x1b[2J, which"));
 }
 
 } // namespace
