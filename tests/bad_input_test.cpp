@@ -204,19 +204,6 @@ TEST(BadInput, SplitDimThatTheInputLacks) {
                     "halves, but got 1")));
 }
 
-TEST(BadInput, EmptyBatchWorks) {
-  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
-  memcnn::InvertibleModuleWrapper block(coupling);
-  memcnn::ReversibleSequence sequence(coupling, coupling);
-  const torch::Tensor x = torch::ones({0, 4, 3, 3}).requires_grad_();
-  for (const torch::Tensor& y :
-       {coupling(x * 1), block(x * 1), sequence(x * 1)}) {
-    EXPECT_EQ(y.sizes(), x.sizes());
-    y.sum().backward();
-    EXPECT_EQ(x.grad().sizes(), x.sizes());
-  }
-}
-
 /// An affine branch that multiplies by a fixed number.
 struct ConstantScaleImpl final : torch::nn::Cloneable<ConstantScaleImpl> {
   explicit ConstantScaleImpl(double scale_) : scale(scale_) {}

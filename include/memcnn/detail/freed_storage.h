@@ -34,8 +34,9 @@ namespace memcnn::detail {
 //    and a zero rebuilt from a sum is a rounding error of either sign. Where
 //    they were is kept, one byte a value.
 // 2. It is freed only when a graph is being recorded and nobody else can be
-//    hurt as far as can be seen: not a leaf, no view, offset 0, dense, filling
-//    its storage, shared by no output, of an allocator that LibTorch knows.
+//    hurt as far as can be seen: not a leaf, no view, not empty, offset 0,
+//    dense, filling its storage, shared by no output, of an allocator that
+//    LibTorch knows.
 //    Owners that may share it are the tensor itself and the saved output of the
 //    node that made it: one of our own, whose record is consulted, or one of
 //    the few operators known to save their output. Any other live tensor on it:
@@ -141,6 +142,9 @@ class FreedStorage {
     }
     if (tensor.is_view()) {
       return "it is a view of another tensor";
+    }
+    if (tensor.numel() == 0) {
+      return "it is empty"; // and would look as if it were freed already
     }
     if (!tensor.has_storage() || tensor.storage_offset() != 0 ||
         !tensor.is_non_overlapping_and_dense() ||
