@@ -302,11 +302,13 @@ class InvertibilityCheck {
       weights.push_back(
           output.is_floating_point() ? at::randn_like(output) : at::Tensor());
     }
+    const Tensors parameters = trained_parameters(block_.module());
     return local_gradient(
         std::move(outputs),
         std::move(weights),
         leaves,
-        trained_parameters(block_.module()));
+        parameters,
+        edges_of({leaves, parameters}));
   }
 
   double gradient_error(

@@ -69,7 +69,7 @@ class ParameterGradients {
         gradient = gradient.clone();
       }
       at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];
-      sum = sum.defined() ? sum + gradient : std::move(gradient);
+      sum = sum.defined() ? added(sum, gradient) : std::move(gradient);
     }
   }
 
@@ -80,6 +80,11 @@ class ParameterGradients {
   }
 
  private:
+  /// A sparse tensor can be added to a dense one, not the other way round.
+  static at::Tensor added(const at::Tensor& a, const at::Tensor& b) {
+    return a.is_sparse() ? b + a : a + b;
+  }
+
   std::unordered_map<const at::TensorImpl*, size_t> slots_;
   std::vector<at::Tensor> sums_;
 };

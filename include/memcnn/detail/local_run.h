@@ -53,7 +53,7 @@ class LocalRun {
   /// The gradients of the arguments, undefined where not wanted; those of the
   /// module's parameters are added to the sums. The outputs are given up.
   Tensors gradients(Tensors grad_outputs, GraphUse use = GraphUse::kFree) {
-    check_reaches_only(outputs, arguments, module_);
+    const Edges ends = ends_of(outputs, arguments, module_);
     Tensors leaves;
     for (size_t i = 0; i < arguments.size(); ++i) {
       if (needs_grad_[i]) {
@@ -61,7 +61,12 @@ class LocalRun {
       }
     }
     Tensors found = local_gradient(
-        std::move(outputs), std::move(grad_outputs), leaves, wanted_, use);
+        std::move(outputs),
+        std::move(grad_outputs),
+        leaves,
+        wanted_,
+        ends,
+        use);
 
     Tensors grad_arguments;
     auto next = found.begin();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/attached.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/gradient.h>
@@ -280,35 +281,16 @@ class InvertibleFunction
     before.inputs =
         state.block->rebuild(state.direction, after, state.recording);
 
+    Attached inputs(before.inputs, *torch::autograd::get_current_node());
     const Recording::ReplayScope scope(state.recording);
     LocalRun again(
-        state.block->module(),
-        attached(before.inputs),
-        after.needs_grad,
-        parameters);
+        state.block->module(), inputs.tensors(), after.needs_grad, parameters);
     again.outputs =
         state.block->run(state.direction, again.arguments, state.recording);
     before.grad_inputs = again.gradients(
         std::move(after.grad_outputs), GraphUse::kDifferentiate);
+    inputs.open();
     return before;
-  }
-
-  /// Rebuilt inputs of the node that runs, in the graph of the true ones.
-  static Tensors attached(const Tensors& inputs) {
-    const auto node = torch::autograd::get_current_node();
-    Tensors result;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      at::Tensor input = inputs[i].detach();
-      const torch::autograd::Edge edge = node->next_edge(i);
-      if (edge.is_valid()) {
-        torch::autograd::impl::set_gradient_edge(input, edge);
-        // Differentiated with respect to a view: the hooks of the input itself
-        // belong to the outer pass.
-        input = input.view_as(input);
-      }
-      result.push_back(std::move(input));
-    }
-    return result;
   }
 
   static void restore_inputs(NodeState& state, Tensors& inputs) {

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <gtest/gtest.h>
+#include <memcnn/memcnn.h>
+#include <torch/torch.h>
+
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+
+namespace memcnn_test {
+
+/// How a module is run: plainly, or in one of the ways that save memory.
+enum class Way {
+  kPlain,
+  kWrapper,
+  kKeepInput,
+  kSequence,
+  kBudget,
+  kCheckpoint
+};
+
+inline std::string name_of(Way way) {
+  switch (way) {
+    case Way::kPlain:
+      return "Plain";
+    case Way::kWrapper:
+      return "Wrapper";
+    case Way::kKeepInput:
+      return "KeepInput";
+    case Way::kSequence:
+      return "Sequence";
+    case Way::kBudget:
+      return "Budget";
+    default:
+      return "Checkpoint";
+  }
+}
+inline void PrintTo(Way way, std::ostream* stream) {
+  *stream << name_of(way);
+}
+inline std::string way_name(const testing::TestParamInfo<Way>& way) {
+  return name_of(way.param);
+}
+
+/// For a suite of all ways but the plain one.
+inline auto saving_ways() {
+  return testing::Values(
+      Way::kWrapper,
+      Way::kKeepInput,
+      Way::kSequence,
+      Way::kBudget,
+      Way::kCheckpoint);
+}
+
+template <class M>
+struct CheckpointedImpl final : torch::nn::Cloneable<CheckpointedImpl<M>> {
+  explicit CheckpointedImpl(M module_) : module(std::move(module_)) {
+    reset();
+  }
+  void reset() override {
+    this->register_module("module", module);
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    return memcnn::checkpoint(module, x);
+  }
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device) const override {
+    return std::make_shared<CheckpointedImpl>(
+        memcnn::detail::clone(module, device));
+  }
+  M module;
+};
+
+/// A module of one Tensor to one Tensor, to be run in a way.
+template <class M>
+torch::nn::AnyModule run_in(Way way, M module) {
+  using Checkpointed = CheckpointedImpl<M>;
+  switch (way) {
+    case Way::kPlain:
+      return torch::nn::AnyModule(module);
+    case Way::kWrapper:
+    case Way::kKeepInput:
+      return torch::nn::AnyModule(memcnn::InvertibleModuleWrapper(
+          module,
+          memcnn::InvertibleModuleWrapperOptions().keep_input(
+              way == Way::kKeepInput)));
+    case Way::kSequence:
+    case Way::kBudget:
+      return torch::nn::AnyModule(memcnn::ReversibleSequence(
+          memcnn::ReversibleSequenceOptions().memory_budget(
+              way == Way::kBudget ? 1 << 20 : 0),
+          module));
+    default:
+      return torch::nn::AnyModule(std::make_shared<Checkpointed>(module));
+  }
+}
+
+} // namespace memcnn_test
