@@ -26,6 +26,7 @@ CMAKE_SOURCES = (
     "CMakeLists.txt",
     "cmake/*.cmake",
     "tests/CMakeLists.txt",
+    "tests/fuzz/CMakeLists.txt",
     "examples/**/CMakeLists.txt",
     "examples/**/*.cmake",
 )
