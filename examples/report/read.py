@@ -41,8 +41,10 @@ def refusal(where, expected, found, cure=ANOTHER_FOLDER):
 
 
 def shown(value):
-    """A value as JSON, short enough for a message."""
+    """A value as JSON, short enough for a message, and nothing a terminal obeys."""
     text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -284,6 +284,9 @@ class Report(unittest.TestCase):
         log = bad / "log.jsonl"
         log.write_text(lines([row(10), row(20, lr="x")]))
         self.assert_refused(bad, 'log.jsonl:2: expected "lr" to be a number', '"x"')
+        # a terminal takes U+009B for the beginning of a command
+        log.write_text(lines([row(10), row(20, lr="\u009b2J")]))
+        self.assert_refused(bad, 'to be a number, but got "\\u009b2J"')
         log.write_text('{"iteration": 5}\n')
         self.assert_refused(bad, 'log.jsonl:1: expected "loss", but it is missing')
         log.write_text(lines([row(10), row(10)]))
