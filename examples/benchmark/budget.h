@@ -31,8 +31,11 @@ class Budget {
         : number <= kMostMebibytes;
     if (!is_number || !is_whole) {
       throw support::Error(fmt::format(
-          "expected --budget to be a number of MiB, a percentage such as 50%, "
-          "or all, but got \"{}\". See memcnn_benchmark --help.",
+          "expected --budget to be from 0 to {:.0f} MiB, from 0% to {:.0f}% of "
+          "what plain holds, or all, but got \"{}\". See memcnn_benchmark "
+          "--help.",
+          kMostMebibytes,
+          kMostPercent,
           text));
     }
     (has_unit ? share_ : mebibytes_) = number;
@@ -56,8 +59,8 @@ class Budget {
   }
 
  private:
-  static constexpr double kMostPercent = 1e6;
-  static constexpr double kMostMebibytes = 1e12; // fits int64_t as bytes
+  static constexpr double kMostPercent = 1000;
+  static constexpr double kMostMebibytes = 1e9; // a thousandth of int64_t's
 
   std::optional<double> mebibytes_;
   std::optional<double> share_; // in percent

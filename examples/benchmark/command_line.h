@@ -16,16 +16,20 @@ namespace benchmark {
 namespace detail {
 
 using support::count_from;
+using support::whole_number;
 
 inline void add_network(CLI::App& app, Config& config) {
+  constexpr int64_t kMostCouplings = 10000;
+  constexpr int64_t kMostInADim = 8192; // in two of an image: 768 MiB
   app.option_defaults()->group("The network");
-  app.add_option("--depth", config.depth, "Couplings")->check(count_from(1));
+  app.add_option("--depth", config.depth, "Couplings")
+      ->transform(whole_number(1, kMostCouplings));
   app.add_option("--channels", config.channels, "Channels of one half")
-      ->check(count_from(1));
+      ->transform(whole_number(1, kMostInADim));
   app.add_option("--batch", config.batch, "Images in a step")
-      ->check(count_from(1));
+      ->transform(whole_number(1, kMostInADim));
   app.add_option("--size", config.size, "Height and width of an image")
-      ->check(count_from(1));
+      ->transform(whole_number(1, kMostInADim));
   app.add_option(
          "--coupling",
          config.coupling,
@@ -40,7 +44,7 @@ inline void add_network(CLI::App& app, Config& config) {
          "Of weights and image; channels-last: faster convolutions on a CPU")
       ->check(CLI::IsMember(memory_format_names()));
   app.add_option("--seed", config.seed, "Of weights and image")
-      ->check(count_from(0));
+      ->transform(support::seed());
 }
 
 inline void add_engines(CLI::App& app, Config& config) {
@@ -57,24 +61,23 @@ inline void add_engines(CLI::App& app, Config& config) {
   app.add_option(
       "--budget",
       config.budget,
-      "What sequence-budget may keep: a number of MiB, a percentage of what "
-      "plain holds, or all");
+      "What sequence-budget may keep: a number of MiB (0 to 1000000000), a "
+      "percentage of what plain holds (0% to 1000%), or all");
 }
 
 inline void add_measurement(CLI::App& app, Config& config) {
   app.option_defaults()->group("The measurement");
   app.add_option("--device", config.device)
       ->check(CLI::IsMember(device_names()));
-  constexpr int64_t kMostThreads = 1024;
   app.add_option("--threads", config.threads, "Threads on the CPU")
-      ->check(CLI::Range(int64_t{1}, kMostThreads).description(""));
+      ->transform(support::threads_from(1));
   app.add_option(
          "--steps",
          config.steps,
          "Timed rounds, one step of each engine a round")
-      ->check(count_from(1));
+      ->transform(count_from(1));
   app.add_option("--warmup", config.warmup, "Rounds before the timed ones")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   app.add_flag(
       "--default-allocator",
       config.default_allocator,

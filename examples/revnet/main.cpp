@@ -13,11 +13,13 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <iostream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 using namespace std::chrono_literals;
@@ -75,12 +77,25 @@ void train(revnet::RevNet& net, const Images& images, int64_t steps) {
   }
 }
 
+int64_t steps_from(const std::string& text) {
+  constexpr int64_t kMost = 1000000000;
+  int64_t steps = 0;
+  const char* end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, steps);
+  TORCH_CHECK_VALUE(
+      error == std::errc() && rest == end && steps >= 1 && steps <= kMost,
+      "expected STEPS from 1 to ",
+      kMost,
+      ", but got ",
+      text,
+      ".");
+  return steps;
+}
+
 int main(int argc, char** argv) {
   try {
     const std::string name = argc > 1 ? argv[1] : "revnet38";
-    const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 150;
-    TORCH_CHECK_VALUE(
-        steps > 0, "expected 1 or more STEPS, but got ", argv[2], ".");
+    const int64_t steps = argc > 2 ? steps_from(argv[2]) : 150;
     auto options = revnet::named(name);
     torch::manual_seed(1);
     const torch::Device device(torch::cuda::is_available() ? "cuda" : "cpu");

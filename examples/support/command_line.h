@@ -9,35 +9,71 @@
 #include <fmt/ranges.h> // fmt::join(), from fmt 11 on
 #include <CLI/CLI.hpp>
 
-#include <cmath>
+#include <charconv>
 #include <cstdint>
+#include <cstdio>
+#include <limits>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 // What the command lines of all programs have in common.
 
 namespace support {
 
+/// Whole numbers in decimal digits. --help and the error say the bounds.
+///
+/// For transform(), not check(): what is left of the text is what CLI11 then
+/// reads, to which 010 would be 8.
+inline CLI::Validator whole_number(int64_t least, int64_t most) {
+  const std::string bounds = fmt::format("{} to {}", least, most);
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        int64_t value = 0;
+        const char* end = text.data() + text.size();
+        const auto [rest, error] = std::from_chars(text.data(), end, value);
+        if (error != std::errc() || rest != end || value < least ||
+            value > most) {
+          return fmt::format("Value {} not in range {}", text, bounds);
+        }
+        text = std::to_string(value);
+        return "";
+      },
+      bounds);
+}
+
 /// Whole numbers from `least` on. Nobody needs more than the most, and products
 /// of two stay far below int64_t's end.
 inline CLI::Validator count_from(int64_t least) {
-  constexpr int64_t kMost = 1000000000;
-  return CLI::Range(least, kMost).description("");
+  return whole_number(least, /*most=*/1000000000);
 }
 
-/// Finite numbers from 0 on. CLI::NonNegativeNumber accepts NaN.
-inline CLI::Validator not_negative() {
+/// Those that LibTorch's generators take, but for the ones that do not fit an
+/// int64_t.
+inline CLI::Validator seed() {
+  return whole_number(0, std::numeric_limits<int64_t>::max());
+}
+
+/// More threads than any machine of today has cores for, and few enough for any
+/// system to start.
+inline CLI::Validator threads_from(int64_t least) {
+  return whole_number(least, /*most=*/1024);
+}
+
+/// Numbers from 0 to `most`. CLI::NonNegativeNumber accepts NaN.
+inline CLI::Validator number_up_to(double most) {
+  const std::string bounds = fmt::format("0 to {:g}", most);
   return CLI::Validator(
-      [](const std::string& text) -> std::string {
+      [=](const std::string& text) -> std::string {
         std::istringstream stream(text);
         double value = 0;
         const bool is_number = (stream >> value) && stream.peek() == EOF;
-        return is_number && std::isfinite(value) && value >= 0
+        return is_number && value >= 0 && value <= most
             ? ""
-            : fmt::format("Value {} not a number of at least 0", text);
+            : fmt::format("Value {} not in range {}", text, bounds);
       },
-      "");
+      bounds);
 }
 
 /// --version and --config, and defaults in the text of --help.

@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,7 +23,7 @@ namespace training {
 namespace detail {
 
 using support::count_from;
-using support::not_negative;
+using support::number_up_to;
 
 /// What saves memory, or looks at what that does: not for a plain network.
 inline std::vector<std::string> saving_options() {
@@ -37,27 +36,27 @@ inline std::vector<std::string> saving_options() {
 }
 
 inline void add_recipe(CLI::App& app, Config& config) {
+  constexpr int64_t kMostImages = 50000; // for training, in any data set
+  constexpr double kLargestRate = 1e30; // no float32 outlives more
   app.option_defaults()->group("The recipe");
   app.add_option(
          "--iterations",
          config.iterations,
          "Training steps in all; 0: evaluate only")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   app.add_option("--batch-size", config.batch_size, "Images per step")
-      ->check(count_from(2));
+      ->transform(support::whole_number(2, kMostImages));
   app.add_option(
          "--learning-rate",
          config.learning_rate,
          "Learning rate; a tenth of it from 1/2, a hundredth from 3/4 of the "
          "iterations on")
-      ->check(not_negative());
+      ->check(number_up_to(kLargestRate));
   app.add_option("--weight-decay", config.weight_decay, "Weight decay")
-      ->check(not_negative());
-  // Any seed but those that a number too large for it would be cut to.
-  constexpr uint64_t kLargestSeed = std::numeric_limits<int64_t>::max();
+      ->check(number_up_to(kLargestRate));
   app.add_option(
          "--seed", config.seed, "Seed of weights, image order and augmentation")
-      ->check(CLI::Range(kLargestSeed).description(""));
+      ->transform(support::seed());
   app.add_option(
       "--load-weights",
       config.load_weights,
@@ -78,7 +77,7 @@ inline void add_computation(CLI::App& app, Config& config) {
          config.memory_budget,
          "MiB of activations that the sequence engine may keep in each of the "
          "three groups of blocks, to save their recomputation")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   app.add_flag_callback(
       "--keep-transitions",
       [&config] { config.checkpoint_transitions = false; },
@@ -90,8 +89,8 @@ inline void add_computation(CLI::App& app, Config& config) {
          config.fractional_bits,
          "Compute reversible blocks in multiples of 2^-INT, so that they are "
          "undone exactly: every engine, and --plain, then prints the same "
-         "losses. From 0 to 23; 12 to 16 suit float32 (default: no rounding)")
-      ->check(CLI::Range(kMostFractionalBits).description(""));
+         "losses. 12 to 16 suit float32 (default: no rounding)")
+      ->transform(support::whole_number(0, kMostFractionalBits));
   app.add_flag(
       "--amp",
       config.amp,
@@ -106,10 +105,9 @@ inline void add_computation(CLI::App& app, Config& config) {
       "--no-cuda",
       [&config] { config.use_cuda = false; },
       "Stay on the CPU where a GPU is present");
-  constexpr int kMostThreads = 1024;
   app.add_option(
          "--threads", config.threads, "Threads on the CPU; 0: one per core")
-      ->check(CLI::Range(kMostThreads).description(""));
+      ->transform(support::threads_from(0));
 }
 
 inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
@@ -125,13 +123,13 @@ inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
          "matters: how far off inputs are that blocks rebuild, and gradients "
          "from plain autograd's. Takes the time of three steps and less memory "
          "than a plain one; 0: never")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   app.add_option(
          "--compare-plain",
          config.compare_plain,
          "At the end, train the network and its plain twin for this many steps "
          "each and print their memory and time side by side")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   for (const std::string& option : saving_options()) {
     plain_option->excludes(app.get_option(option));
   }
@@ -158,7 +156,7 @@ inline void add_files(CLI::App& app, Config& config) {
          "--checkpoint-every",
          config.checkpoint_every,
          "Steps between two checkpoints; 0: at the end only")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   CLI::Option* fresh = app.add_flag(
       "--fresh", config.fresh, "Start anew, over an old checkpoint");
   app.add_flag(
@@ -171,17 +169,17 @@ inline void add_files(CLI::App& app, Config& config) {
 inline void add_reports(CLI::App& app, Config& config) {
   app.option_defaults()->group("What is reported");
   app.add_option("--log-every", config.log_every, "Steps between two rows")
-      ->check(count_from(1));
+      ->transform(count_from(1));
   app.add_option(
          "--evaluate-every",
          config.evaluate_every,
          "Steps between two evaluations on the test images; 0: at the end only")
-      ->check(count_from(0));
+      ->transform(count_from(0));
   app.add_option(
          "--test-images",
          config.test_images,
          "Evaluate on the first of the test images only; 0: on all")
-      ->check(count_from(0));
+      ->transform(count_from(0));
 }
 
 /// What CLI11 cannot know: that some options depend on what others say.

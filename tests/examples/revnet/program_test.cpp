@@ -61,9 +61,13 @@ TEST_F(RevNetProgram, RejectsUnknownNetwork) {
       "revnet38 revnet110 revnet164, but got \"revnet39\".");
 }
 
-TEST_F(RevNetProgram, RejectsNoSteps) {
-  expect_error("revnet38 many", "expected 1 or more STEPS, but got many.");
-  expect_error("revnet38 -3", "expected 1 or more STEPS, but got -3.");
+TEST_F(RevNetProgram, RejectsWhatIsNoNumberOfSteps) {
+  for (const std::string steps :
+       {"many", "-3", "0", "1e3", "10x", "1000000001"}) {
+    expect_error(
+        "revnet38 " + steps,
+        "expected STEPS from 1 to 1000000000, but got " + steps + ".");
+  }
 }
 
 TEST_F(RevNetProgram, RejectsMissingFolder) {

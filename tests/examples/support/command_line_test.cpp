@@ -40,8 +40,8 @@ Options parsed(std::vector<const char*> arguments) {
   CLI::App app("Counts.", "counter");
   support::add_common_options(app);
   app.add_option("MODEL", options.model);
-  app.add_option("--count", options.count)->check(support::count_from(1));
-  app.add_option("--rate", options.rate)->check(support::not_negative());
+  app.add_option("--count", options.count)->transform(support::count_from(1));
+  app.add_option("--rate", options.rate)->check(support::number_up_to(1e30));
   app.add_option("--kinds", options.kinds)
       ->delimiter(',')
       ->check(CLI::IsMember({"plain", "wrapper"}));
@@ -93,24 +93,38 @@ TEST(CommandLine, RejectsWhatIsNoCount) {
         "nan",
         "inf",
         "1e3",
+        "0x10",
         "1000000001",
         "99999999999999999999"}) {
     EXPECT_THAT(
         [&] {
           parsed({"--count", text.c_str()});
         },
-        rejects("--count: Value " + text + " not in range "));
+        rejects("--count: Value " + text + " not in range 1 to 1000000000"));
   }
+}
+
+TEST(CommandLine, ReadsCountsAsDecimalNumbers) {
+  EXPECT_EQ(parsed({"--count", "010"}).count, 10);
 }
 
 TEST(CommandLine, RejectsWhatIsNoRate) {
   for (const std::string text :
-       {"-1", "-1e-9", "high", "0.1x", "nan", "-nan", "inf", "1e400"}) {
+       {"-1",
+        "-1e-9",
+        "high",
+        "0.1x",
+        "nan",
+        "-nan",
+        "inf",
+        "1e400",
+        "1e31",
+        "0x10"}) {
     EXPECT_THAT(
         [&] {
           parsed({"--rate", text.c_str()});
         },
-        rejects("--rate: Value " + text + " not a number of at least 0"));
+        rejects("--rate: Value " + text + " not in range 0 to 1e+30"));
   }
 }
 
