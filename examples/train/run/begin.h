@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/error.h"
 #include "train/base/config.h"
-#include "train/base/files.h"
+#include "train/base/folder.h"
 #include "train/base/format_error.h"
 #include "train/run/checkpoint.h"
 #include "train/run/checkpoint_files.h"
@@ -39,19 +40,19 @@ inline RunState resume(
     const Config& config,
     uint32_t fingerprint,
     const CheckpointFiles& checkpoints,
-    const std::filesystem::path& log,
+    const Folder& folder,
     Trainer& trainer) {
-  const auto& path =
+  const auto path =
       config.from_previous ? checkpoints.previous() : checkpoints.last();
   RunState state = restore(config, fingerprint, checkpoints, path, trainer);
-  if (state.log.bytes > 0 && !is_there(log)) {
+  if (state.log.bytes > 0 && !folder.has(kLogName)) {
     print_warning(fmt::format(
         "the log {} is gone, and begins anew after iteration {}",
-        log.string(),
+        (folder.path() / kLogName).string(),
         state.iteration));
     state.log = LogMark();
   }
-  check_log(log, state.log, path);
+  check_log(folder, state.log, path);
   if (config.from_previous) {
     checkpoints.go_back();
   }
@@ -62,11 +63,23 @@ inline RunState resume(
   return state;
 }
 
+/// As after a kill at a bad moment, or by hand: to start anew would delete the
+/// other one.
+inline void stop_on_lost_checkpoint(const CheckpointFiles& checkpoints) {
+  throw support::Error(fmt::format(
+      "expected the checkpoint {} to be there, since {} is, but there is none. "
+      "Give --from-previous to go on from the one that is there, or --fresh to "
+      "start anew.",
+      checkpoints.last().string(),
+      checkpoints.previous().string()));
+}
+
 } // namespace detail
 
 /// Where a run begins: at its last checkpoint, if there is one and none of the
 /// flags says otherwise, else at its first step, with random or given weights.
-/// Fills the trainer with what belongs to it. `log` is the log of the directory.
+/// Fills the trainer with what belongs to it. Checkpoints and log are in the
+/// folder.
 ///
 /// Throws:   Error if the checkpoint, its log or the weights are not ones to
 ///           begin with; the files are then as they were.
@@ -74,10 +87,13 @@ inline RunState begin(
     const Config& config,
     uint32_t fingerprint,
     const CheckpointFiles& checkpoints,
-    const std::filesystem::path& log,
+    const Folder& folder,
     Trainer& trainer) {
-  if (!config.fresh && (config.from_previous || is_there(checkpoints.last()))) {
-    return detail::resume(config, fingerprint, checkpoints, log, trainer);
+  if (!config.fresh && (config.from_previous || checkpoints.has_last())) {
+    return detail::resume(config, fingerprint, checkpoints, folder, trainer);
+  }
+  if (!config.fresh && checkpoints.has_previous()) {
+    detail::stop_on_lost_checkpoint(checkpoints);
   }
   if (!config.load_weights.empty()) {
     load_python_weights(config.load_weights, config.model, trainer.network());

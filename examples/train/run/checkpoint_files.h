@@ -2,8 +2,9 @@
 #pragma once
 
 #include "support/error.h"
-#include "train/base/files.h"
+#include "train/base/folder.h"
 #include "train/base/format_error.h"
+#include "train/base/new_file.h"
 #include "train/run/seal.h"
 
 #include <fmt/format.h>
@@ -17,43 +18,56 @@ namespace training {
 /// The checkpoints of a run on disk: the last one, and the one before it.
 class CheckpointFiles final {
  public:
-  explicit CheckpointFiles(const std::filesystem::path& directory)
-      : last_(directory / "checkpoint.memcnn"),
-        previous_(directory / "checkpoint.previous.memcnn") {}
-
-  const std::filesystem::path& last() const {
-    return last_;
+  /// Throws:   Error if something else than a file has the name of one.
+  explicit CheckpointFiles(const Folder& folder) : folder_(folder) {
+    folder.check_place(kLast);
+    folder.check_place(kPrevious);
   }
 
-  const std::filesystem::path& previous() const {
-    return previous_;
+  std::filesystem::path last() const {
+    return folder_.path() / kLast;
+  }
+
+  std::filesystem::path previous() const {
+    return folder_.path() / kPrevious;
+  }
+
+  bool has_last() const {
+    return folder_.has(kLast);
+  }
+
+  bool has_previous() const {
+    return folder_.has(kPrevious);
   }
 
   /// Makes `content` the last checkpoint, and the last one the previous. At
   /// every moment there is a whole last one, if there was one before.
   ///
-  /// Throws:   Error if that fails; both are then as they were.
+  /// Throws:   Error if that fails; where the disk is full, both are then as
+  ///           they were.
   void write(const std::string& content) const {
-    if (is_there(last_)) {
+    NewFile file(folder_, kLast, seal(content));
+    if (has_last()) {
       keep_as_previous();
     }
-    write_file(last_, seal(content));
+    file.take_name();
   }
 
   /// What write() was given.
   ///
   /// Throws:   Error if the file is damaged, or no checkpoint of this version.
   std::string read(const std::filesystem::path& path) const {
-    const auto sealed = read_file(path);
-    if (!sealed) {
+    const auto sealed = folder_.read(path.filename());
+    if (!sealed.problem.empty()) {
       throw support::Error(fmt::format(
           "expected the checkpoint {} to be readable, but reading it "
-          "failed.{}",
+          "failed: {}.{}",
           path.string(),
+          sealed.problem,
           advice(path)));
     }
     try {
-      return unseal(*sealed);
+      return unseal(sealed.bytes);
     } catch (const FormatError& flaw) {
       refuse(path, flaw);
     }
@@ -72,52 +86,48 @@ class CheckpointFiles final {
 
   /// Makes the previous checkpoint the last one, over what is there.
   void go_back() const {
-    std::error_code error;
-    std::filesystem::rename(previous_, last_, error);
-    if (error) {
-      detail::stop_on_write(last_, error);
+    if (const auto error = folder_.rename(kPrevious, kLast)) {
+      folder_.stop_on_write(kLast, error);
     }
   }
 
   /// Forgets both.
+  ///
+  /// Throws:   Error if that fails.
   void remove() const {
-    std::error_code ignored;
-    std::filesystem::remove(previous_, ignored);
-    std::filesystem::remove(last_, ignored);
+    folder_.remove(kPrevious);
+    folder_.remove(kLast);
   }
 
  private:
+  static constexpr const char* kLast = "checkpoint.memcnn";
+  static constexpr const char* kPrevious = "checkpoint.previous.memcnn";
+  static constexpr const char* kSpare = "checkpoint.previous.memcnn.partial";
+
   /// By a second name for the same file, so that the first stays in place.
   void keep_as_previous() const {
-    const std::filesystem::path spare = previous_.string() + ".partial";
-    std::error_code error;
-    std::filesystem::remove(spare, error);
-    std::filesystem::create_hard_link(last_, spare, error);
-    if (error) { // a file system without second names
-      std::filesystem::copy_file(last_, spare, error);
-    }
-    if (!error) {
-      std::filesystem::rename(spare, previous_, error);
+    folder_.remove(kSpare);
+    // Where a file has one name only, it is without it for a moment: a run that
+    // is killed then goes on with --from-previous.
+    const std::error_code single = folder_.link(kLast, kSpare);
+    const auto error = folder_.rename(single ? kLast : kSpare, kPrevious);
+    if (error) {
+      folder_.stop_on_write(kPrevious, error);
     }
     // Renaming one name of a file to another name of it does nothing.
-    std::error_code ignored;
-    std::filesystem::remove(spare, ignored);
-    if (error) {
-      detail::stop_on_write(previous_, error);
-    }
+    folder_.remove(kSpare);
   }
 
   std::string advice(const std::filesystem::path& path) const {
-    return path == last_ && is_there(previous_)
+    return path == last() && has_previous()
         ? fmt::format(
               " Give --from-previous to go on from {}, or --fresh to start "
               "anew.",
-              previous_.string())
+              previous().string())
         : " Give --fresh to overwrite it, or another --results-dir.";
   }
 
-  std::filesystem::path last_;
-  std::filesystem::path previous_;
+  const Folder& folder_;
 };
 
 } // namespace training

@@ -3,18 +3,20 @@
 
 #include "support/error.h"
 #include "train/base/checksum.h"
-#include "train/base/files.h"
+#include "train/base/descriptor.h"
+#include "train/base/file_bytes.h"
+#include "train/base/folder.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <nlohmann/json.hpp>
 
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <string>
-#include <system_error>
 
 namespace training {
 
@@ -24,19 +26,21 @@ struct LogMark {
   uint32_t checksum = 0; // of these bytes
 };
 
+inline constexpr const char* kLogName = "log.jsonl";
+
 /// Refuses a log that does not begin with what a checkpoint knows of.
 inline void check_log(
-    const std::filesystem::path& path,
+    const Folder& folder,
     const LogMark& mark,
     const std::filesystem::path& checkpoint) {
-  const std::string rows = read_file(path).value_or("").substr(0, mark.bytes);
+  const std::string rows = folder.read(kLogName).bytes.substr(0, mark.bytes);
   if (rows.size() != mark.bytes || checksum(rows) != mark.checksum) {
     throw support::Error(fmt::format(
         "expected the log {} to begin with the {} bytes with checksum {} that "
         "the checkpoint {} knows of, but got {} with {}: it is damaged. "
         "Restore it, delete it to go on without these rows, or give --fresh to "
         "start anew.",
-        path.string(),
+        (folder.path() / kLogName).string(),
         mark.bytes,
         checksum_text(mark.checksum),
         checkpoint.string(),
@@ -53,26 +57,29 @@ class Log final {
   /// cut off: they are computed again, and would be there twice.
   ///
   /// Throws:   Error if that fails.
-  Log(const std::filesystem::path& path, const LogMark& mark)
-      : path_(path), mark_(mark) {
-    errno = 0;
-    file_.open(path, std::ios::binary | std::ios::app);
-    stop_unless_written();
-    std::error_code error;
-    std::filesystem::resize_file(path, mark.bytes, error);
-    if (error) {
-      detail::stop_on_write(path, error);
+  Log(const Folder& folder, const LogMark& mark)
+      : folder_(folder),
+        mark_(mark),
+        file_(folder.open(kLogName, O_WRONLY | O_APPEND | O_CREAT)) {
+    if (!file_.is_open() ||
+        ::ftruncate(file_.number(), static_cast<off_t>(mark.bytes)) != 0) {
+      folder_.stop_on_write(kLogName, last_error());
     }
   }
 
   /// Adds a row, in one piece: readers of a running run see whole lines.
   ///
-  /// Throws:   Error if that fails.
+  /// Throws:   Error if that fails, or the log was deleted: what is written to
+  ///           it would go with it.
   void add(const nlohmann::ordered_json& row) {
     const std::string line = row.dump() + "\n";
-    errno = 0;
-    file_ << line << std::flush;
-    stop_unless_written();
+    if (const auto error = write_all(file_.number(), line)) {
+      folder_.stop_on_write(kLogName, error);
+    }
+    struct stat written {};
+    if (::fstat(file_.number(), &written) == 0 && written.st_nlink == 0) {
+      stop_on_deletion();
+    }
     mark_ = {
         mark_.bytes + line.size(), training::checksum(line, mark_.checksum)};
   }
@@ -80,20 +87,22 @@ class Log final {
   /// All rows so far. They are on the disk by then: a checkpoint that knows of
   /// them must not outlive them in a power cut.
   LogMark mark() const {
-    detail::flush_to_disk(path_);
+    flush_to_disk(file_.number());
     return mark_;
   }
 
  private:
-  void stop_unless_written() const {
-    if (!file_) {
-      detail::stop_on_write(path_, detail::last_error());
-    }
+  [[noreturn]] void stop_on_deletion() const {
+    throw support::Error(fmt::format(
+        "expected the log {} to be there until all is written, but it was "
+        "deleted. Give the same command again to go on from the last "
+        "checkpoint.",
+        (folder_.path() / kLogName).string()));
   }
 
-  std::filesystem::path path_;
+  const Folder& folder_;
   LogMark mark_;
-  std::ofstream file_;
+  Descriptor file_;
 };
 
 } // namespace training

@@ -4,7 +4,8 @@
 #include "support/version.h"
 #include "train/base/checksum.h"
 #include "train/base/config.h"
-#include "train/base/files.h"
+#include "train/base/folder.h"
+#include "train/base/new_file.h"
 #include "train/data/images.h"
 #include "train/run/comparison.h"
 #include "train/run/run_state.h"
@@ -16,7 +17,6 @@
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
-#include <filesystem>
 #include <optional>
 
 namespace training {
@@ -40,9 +40,12 @@ inline nlohmann::ordered_json make_row(
       {"peak_bytes", since.memory.peak}};
 }
 
+inline constexpr const char* kRunName = "run.json";
+inline constexpr const char* kResultsName = "results.json";
+
 /// Writes what is known of a run before it has done anything.
 inline void write_run(
-    const std::filesystem::path& path,
+    const Folder& folder,
     const Config& config,
     const DataSet& data,
     uint32_t fingerprint,
@@ -59,7 +62,7 @@ inline void write_run(
       {"data_fingerprint", checksum_text(fingerprint)},
       {"memcnn", support::version()},
       {"libtorch", TORCH_VERSION}};
-  write_file(path, run.dump(2) + "\n");
+  replace_file(folder, kRunName, run.dump(2) + "\n");
 }
 
 namespace detail {
@@ -75,7 +78,7 @@ inline nlohmann::ordered_json measured(const RunState& state) {
 
 /// Writes what a run has come to.
 inline void write_results(
-    const std::filesystem::path& path,
+    const Folder& folder,
     const Config& config,
     const RunState& state,
     const Trainer& trainer,
@@ -96,7 +99,7 @@ inline void write_results(
         {config.engine, detail::measured(comparison->saving)},
         {"plain", detail::measured(comparison->plain)}};
   }
-  write_file(path, results.dump(2) + "\n");
+  replace_file(folder, kResultsName, results.dump(2) + "\n");
 }
 
 } // namespace training

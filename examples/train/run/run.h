@@ -3,7 +3,6 @@
 
 #include "support/error.h"
 #include "train/base/config.h"
-#include "train/base/files.h"
 #include "train/numerics/non_finite.h"
 #include "train/numerics/numerics.h"
 #include "train/numerics/warnings.h"
@@ -201,10 +200,9 @@ class Run final {
         fmt::format(
             ". Give a lower --learning-rate (now {:g})",
             config_.learning_rate) +
-        (is_there(checkpoints_.last())
-             ? "; the last good checkpoint stays in " +
+        (checkpoints_.has_last() ? "; the last good checkpoint stays in " +
                  checkpoints_.last().string() + "."
-             : "."));
+                                 : "."));
   }
 
   const Config& config_;

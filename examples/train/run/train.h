@@ -5,6 +5,7 @@
 
 #include "train/base/config.h"
 #include "train/base/files.h"
+#include "train/base/folder.h"
 #include "train/data/data_set.h"
 #include "train/run/begin.h"
 #include "train/run/checkpoint_files.h"
@@ -23,9 +24,7 @@
 #include <torch/utils.h>
 
 #include <cstdint>
-#include <filesystem>
 #include <optional>
-#include <system_error>
 #include <utility>
 
 namespace training {
@@ -50,6 +49,7 @@ inline void keep_first(Images& images, int64_t count) {
 inline bool finish(
     const Config& config,
     const DataSet& data,
+    const Folder& folder,
     Run& run,
     Trainer& trainer,
     memcnn::AllocationMeter& meter,
@@ -69,10 +69,8 @@ inline bool finish(
     }
     print_comparison(config, *comparison);
   }
-  const auto results =
-      std::filesystem::path(config.results_dir) / "results.json";
-  write_results(results, config, run.state(), trainer, *evaluation, comparison);
-  say("\nresults: {}", results.string());
+  write_results(folder, config, run.state(), trainer, *evaluation, comparison);
+  say("\nresults: {}", (folder.path() / kResultsName).string());
   if (!config.save_weights.empty()) {
     save_python_weights(config.save_weights, trainer.network());
     say("weights: {}", config.save_weights);
@@ -100,25 +98,27 @@ inline int train(const Config& config) {
   const uint32_t images = fingerprint(data);
   detail::keep_first(data.test, config.test_images);
   const ResultsDir directory(config.results_dir);
+  const Folder& folder = directory.folder();
+  const CheckpointFiles checkpoints(folder);
+  for (const char* name : {kRunName, kLogName, kResultsName}) {
+    folder.check_place(name);
+  }
   if (!config.save_weights.empty()) {
     check_writable(config.save_weights, "--save-weights");
   }
   Trainer trainer(config, data, device, meter);
   progress.clear();
 
-  const CheckpointFiles checkpoints(directory.path());
-  const auto log_path = directory.path() / "log.jsonl";
-  RunState state = begin(config, images, checkpoints, log_path, trainer);
+  RunState state = begin(config, images, checkpoints, folder, trainer);
   // What is there of another run, or of an earlier end of this one.
-  std::error_code ignored;
-  std::filesystem::remove(directory.path() / "results.json", ignored);
-  write_run(directory.path() / "run.json", config, data, images, trainer);
-  Log log(log_path, state.log);
+  folder.remove(kResultsName);
+  write_run(folder, config, data, images, trainer);
+  Log log(folder, state.log);
 
   Run run(
       config, images, std::move(state), trainer, checkpoints, log, progress);
   run.train();
-  if (!detail::finish(config, data, run, trainer, meter, progress)) {
+  if (!detail::finish(config, data, folder, run, trainer, meter, progress)) {
     say("stopped at iteration {}; the same command without --fresh goes on "
         "from there",
         run.state().iteration);

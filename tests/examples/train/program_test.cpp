@@ -217,8 +217,8 @@ TEST_F(TrainProgram, RejectsResultsDirThatCannotBeWritten) {
   std::ofstream(directory_ / "taken") << "a file";
   expect_error(
       train("revnet38 synthetic --results-dir taken/here"),
-      "expected the results directory taken/here to be writable, but no file "
-      "can be made in it. Give another --results-dir.");
+      "expected the folder taken/here to be writable, but no file can be made "
+      "in it: Not a directory. Give another --results-dir.");
 }
 
 TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
@@ -399,8 +399,8 @@ TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {
       "a revnet38.");
   expect_error(
       short_run(run + "--save-weights here"),
-      "expected here to be writable, but writing it failed: Is a directory. "
-      "Make room on the disk, or give another --save-weights.");
+      "expected here to be a file or nothing yet, but it is a directory. Move "
+      "it away, or give another --save-weights.");
   EXPECT_EQ(read(directory_ / "here" / "checkpoint.memcnn"), checkpoint);
 }
 

@@ -416,7 +416,7 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
   expect_error(
       train(six_steps() + " --from-previous"),
       "expected the checkpoint here/checkpoint.previous.memcnn to be readable, "
-      "but reading it failed." +
+      "but reading it failed: No such file or directory." +
           otherwise);
   expect_error(
       train(six_steps() + " --from-previous --fresh"),
