@@ -414,9 +414,9 @@ TEST(ReadStateDict, RejectsTensorsOfMoreDimsThanThereCanBe) {
 
 TEST(ReadStateDict, RejectsPicklesOfTooManyValues) {
   EXPECT_THAT(
-      message_for_pickle(std::string((16 << 20) + 1, ')')),
-      HasSubstr("but its pickle has 16777217 bytes, where a dict of tensors "
-                "has at most 16777216. "));
+      message_for_pickle(std::string((4 << 20) + 1, ')')),
+      HasSubstr("but its pickle has 4194305 bytes, where a dict of tensors "
+                "has at most 4194304. "));
 }
 
 TEST(ReadStateDict, ShowsNamesWithoutTheirEscapes) {
