@@ -109,7 +109,8 @@ TEST(BadInput, AdapterOfAnotherSplitDim) {
       ThrowsError<c10::ValueError>(
           HasSubstr("AffineCoupling::AffineCoupling(): expected the adapter F "
                     "to have the coupling's split_dim, but got 1 (coupling 2)"),
-          HasSubstr("Give both the same CouplingOptions.")));
+          HasSubstr("Give each coupling an adapter of its own, without "
+                    "CouplingOptions: it takes its coupling's.")));
 }
 
 TEST(BadInput, AdapterWhoseFReturnsAnOddSize) {

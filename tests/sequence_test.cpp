@@ -108,6 +108,17 @@ TEST_F(ReversibleSequence, InverseSavesMemoryAndHasRightGradients) {
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
 }
 
+TEST_F(ReversibleSequence, TakesItsOptionsFirstOrLast) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  const auto options = memcnn::ReversibleSequenceOptions().memory_budget(7);
+  memcnn::ReversibleSequence first(options, coupling, coupling);
+  memcnn::ReversibleSequence last(coupling, coupling, options);
+  for (const auto& sequence : {first, last}) {
+    EXPECT_EQ(sequence->options.memory_budget(), 7);
+    EXPECT_EQ(sequence->size(), 2u);
+  }
+}
+
 TEST_F(ReversibleSequence, RefusesToRunWithoutBlocks) {
   memcnn::ReversibleSequence empty;
   const torch::Tensor x = leaf({2, 4, 3, 3}, torch::kFloat);

@@ -239,6 +239,7 @@ TEST_F(InvertibleModuleWrapper, OptionsCanBeChangedBetweenCalls) {
   const torch::Tensor second = leaf({2, 4, 3, 3}, torch::kFloat) * 2;
   block(second);
   EXPECT_NO_THROW(second.sum());
+  EXPECT_EQ(block->input_kept_because(), "keep_input is set");
 }
 
 TEST_F(InvertibleModuleWrapper, PreserveRngStateCanBeTurnedOff) {

@@ -83,7 +83,7 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
     if (bytes > 0) {
       live_.emplace(pointer, bytes);
       held_ += bytes;
-      peak_ = std::max(peak_, held_);
+      peak_ = (std::max)(peak_, held_);
     }
   }
 

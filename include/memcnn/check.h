@@ -238,9 +238,9 @@ class InvertibilityCheck {
       }
       const at::Tensor a = expected[i].detach().to(at::kDouble);
       const at::Tensor b = found[i].detach().to(at::kDouble);
-      const double distance = (a - b).abs().max().item<double>();
+      const double distance = at::amax((a - b).abs()).item<double>();
       // NaN compares false with everything: keep it visible.
-      error = std::isnan(distance) ? distance : std::max(error, distance);
+      error = std::isnan(distance) ? distance : (std::max)(error, distance);
       close = close && at::allclose(b, a, options_.rtol(), options_.atol());
     }
     return close;

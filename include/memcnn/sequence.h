@@ -52,31 +52,11 @@ class ReversibleSequenceImpl final
  public:
   ReversibleSequenceImpl() = default;
 
-  explicit ReversibleSequenceImpl(ReversibleSequenceOptions options_)
-      : options(options_) {}
-
-  template <
-      class... Blocks,
-      class = std::enable_if_t<
-          (torch::detail::is_module_holder<Blocks>::value && ...)>>
-  explicit ReversibleSequenceImpl(
-      ReversibleSequenceOptions options_,
-      Blocks... blocks)
-      : options(options_) {
-    (push_back(std::move(blocks)), ...);
+  /// Blocks, with the options before or after them.
+  template <class... Arguments>
+  explicit ReversibleSequenceImpl(Arguments... arguments) {
+    (take(std::move(arguments)), ...);
   }
-
-  template <
-      class First,
-      class... Rest,
-      class = std::enable_if_t<
-          torch::detail::is_module_holder<First>::value &&
-          (torch::detail::is_module_holder<Rest>::value && ...)>>
-  explicit ReversibleSequenceImpl(First first, Rest... rest)
-      : ReversibleSequenceImpl(
-            ReversibleSequenceOptions(),
-            std::move(first),
-            std::move(rest)...) {}
 
   /// Adds a block to the end: the holder of an invertible module that maps one
   /// Tensor to one Tensor.
@@ -94,10 +74,17 @@ class ReversibleSequenceImpl final
         "modules with one non-template, non-overloaded member `inverse`. For "
         "others there is memcnn::checkpoint().");
     static_assert(
-        detail::maps_tensor_v<
-            typename detail::forward_signature<Contained>::type> &&
-            detail::maps_tensor_v<
-                typename detail::inverse_signature<Contained>::type>,
+        !torch::detail::is_module_holder<M>::value ||
+            detail::has_forward_v<Contained>,
+        "memcnn: this module has no forward() that a ReversibleSequence can "
+        "run: it must be one non-template, non-overloaded member.");
+    static_assert(
+        !detail::has_inverse_v<Contained> ||
+            !detail::has_forward_v<Contained> ||
+            (detail::maps_tensor_v<
+                 typename detail::forward_signature<Contained>::type> &&
+             detail::maps_tensor_v<
+                 typename detail::inverse_signature<Contained>::type>),
         "memcnn: forward and inverse of a block in a ReversibleSequence take "
         "one Tensor and return one.");
     add(block_of<M>(block.ptr()));
@@ -185,6 +172,15 @@ class ReversibleSequenceImpl final
     std::shared_ptr<Invertible> invertible;
     std::function<Block(const std::optional<c10::Device>&)> clone;
   };
+
+  template <class Argument>
+  void take(Argument argument) {
+    if constexpr (std::is_same_v<Argument, ReversibleSequenceOptions>) {
+      options = argument;
+    } else {
+      push_back(std::move(argument));
+    }
+  }
 
   /// The block of a module whose holder is an M.
   template <class M>

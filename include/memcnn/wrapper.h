@@ -148,8 +148,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         keep,
         options.preserve_rng_state());
     detail::Tensors outputs = detail::run_node(state, inputs);
-    kept_because_ = keep ? "the options say so"
-                         : detail::free_inputs(inputs, outputs, *state);
+    kept_because_ = detail::free_inputs(inputs, outputs, *state);
     return outputs;
   }
 

@@ -7,13 +7,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <memcnn/coupling/adapters.h>
+#include <memcnn/coupling/affine.h>
 #include <torch/torch.h>
 
 #include <cstdint>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace memcnn_test {
@@ -70,6 +71,77 @@ TEST_F(AffineAdapterSigmoid, TakesTheSplitDimApart) {
     EXPECT_TRUE(found.scale.equal(
         torch::sigmoid(h.index({"...", Slice(1, None, 2)}) + 2)));
   }
+}
+
+TEST_F(AffineAdapterSigmoid, TakesTheSplitDimOfItsCoupling) {
+  const auto last = memcnn::CouplingOptions().split_dim(2);
+  LinearBranch f(3, 6);
+  LinearBranch g(3, 6);
+  memcnn::AffineCoupling told(
+      memcnn::AffineAdapterSigmoid(f, last),
+      memcnn::AffineAdapterSigmoid(g, last),
+      last);
+  memcnn::AffineAdapterSigmoid open_f(f);
+  memcnn::AffineAdapterSigmoid open_g(g);
+  memcnn::AffineCoupling untold(
+      torch::nn::Sequential(torch::nn::Identity(), open_f),
+      torch::nn::AnyModule(open_g),
+      last);
+  EXPECT_EQ(open_f->options.split_dim(), 2);
+  EXPECT_EQ(open_g->options.split_dim(), 2);
+  const torch::Tensor x = torch::randn({2, 4, 6});
+  EXPECT_TRUE(untold(x).equal(told(x)));
+}
+
+TEST_F(AffineAdapterSigmoid, CopyTakesAnotherSplitDim) {
+  memcnn::AffineAdapterSigmoid adapter(LinearBranch(3, 6));
+  const auto clone = [&] {
+    return decltype(adapter)(
+        std::dynamic_pointer_cast<decltype(adapter)::Impl>(adapter->clone()));
+  };
+  auto before = clone();
+  memcnn::AffineCoupling coupling(
+      adapter, memcnn::CouplingOptions().split_dim(2));
+  auto after = clone();
+  EXPECT_TRUE(before->take_split_dim(3));
+  EXPECT_FALSE(after->take_split_dim(3));
+}
+
+TEST_F(AffineAdapterSigmoid, CountsTheSplitDimFromEitherEnd) {
+  for (const auto& [own, coupling_dim] : {std::pair{-1, 2}, {2, -1}}) {
+    memcnn::AffineCoupling coupling(
+        memcnn::AffineAdapterSigmoid(
+            LinearBranch(3, 6), memcnn::CouplingOptions().split_dim(own)),
+        memcnn::CouplingOptions().split_dim(coupling_dim));
+    const torch::Tensor x = torch::randn({2, 4, 6});
+    EXPECT_LT(
+        relative_error(coupling->inverse(coupling(x)), x), kRoundTripFloat32);
+    EXPECT_THAT(
+        [&coupling = coupling] {
+          coupling(torch::randn({1, 2, 6, 6}));
+        },
+        ThrowsError<c10::ValueError>(
+            HasSubstr("AffineAdapterSigmoid::forward(): expected split_dim"),
+            HasSubstr("but got an input of sizes [1, 2, "),
+            HasSubstr("Leave the adapter's CouplingOptions out")));
+  }
+}
+
+TEST_F(AffineAdapterSigmoid, ServesTwoCouplingsOfOneSplitDimOnly) {
+  memcnn::AffineAdapterSigmoid adapter(LinearBranch(3, 6));
+  const auto couple = [&](int64_t dim) {
+    memcnn::AffineCoupling coupling(
+        adapter, adapter, memcnn::CouplingOptions().split_dim(dim));
+  };
+  couple(2);
+  EXPECT_NO_THROW(couple(2));
+  EXPECT_NO_THROW(couple(-1));
+  EXPECT_THROW(couple(-2), c10::ValueError) << "-1 was said before";
+  EXPECT_THAT(
+      [&] { couple(1); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected the adapter F to have the coupling's split_dim, "
+                    "but got 2 (coupling 1)")));
 }
 
 TEST_F(AffineAdapterSigmoid, RejectsAnOddNumberOfChannels) {

@@ -205,7 +205,7 @@ TEST_F(AffineCoupling, RejectsAnAdapterOfAnotherSplitDim) {
       ThrowsError<c10::ValueError>(
           HasSubstr("AffineCoupling::AffineCoupling(): expected the adapter F "
                     "to have the coupling's split_dim, but got 1 (coupling 2). "
-                    "Give both the same CouplingOptions.")));
+                    "Give each coupling an adapter of its own")));
   EXPECT_THAT(
       [&] { make(2, 3); },
       ThrowsError<c10::ValueError>(

@@ -8,7 +8,8 @@ The first form exits with 1, and lists what is missing, if the page lacks the
 fixed parts of a message: of TORCH_CHECK*, static_assert, c10::str(), and
 `throw Error` or FormatError in include/memcnn and examples, and of errors in the
 CMake files. What a message fills in when it is raised may be anything on the page, such as
-<sizes>. The second form prints all messages, to start a new entry from. Python
+<sizes>. Likewise the words of input_kept_because(), which the page has in a table
+that lists these and no others. The second form prints all messages, to start a new entry from. Python
 alone is needed, no package.
 """
 
@@ -35,6 +36,13 @@ STRING = r'"(?:\\.|[^"\\])*"'
 CALL = re.compile(
     r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*(?:Format)?Error)\s*\("
 )
+# Every string that a function of these returns is a reason to keep an input.
+REASON_SOURCES = (
+    "include/memcnn/detail/freed_storage.h",
+    "include/memcnn/detail/free_inputs.h",
+)
+REASON_TABLE = "| it says | because |"
+
 PLACE = r"\{[^{}]*\}"  # of a value in a pattern of fmt::format()
 HOLE = None  # a part of a message that is filled in when it is raised
 
@@ -153,6 +161,24 @@ def all_messages(root):
                         yield path.relative_to(root), message
 
 
+def kept_reasons(root):
+    """What input_kept_because() can say."""
+    for path in REASON_SOURCES:
+        text = without_comments((root / path).read_text(encoding="utf-8"))
+        yield from re.findall(r'return "([^"]+)";', text)
+
+
+def check_reasons(root, page):
+    """The page's table of these has each as a row, and no others."""
+    rows = page[page.index(REASON_TABLE) :].split("\n\n")[0].splitlines()[2:]
+    listed = {row.split("`")[1] for row in rows}
+    given = set(kept_reasons(root))
+    for reason in sorted(given - listed):
+        yield f"not in {PAGE}: {reason}"
+    for reason in sorted(listed - given):
+        yield f"{PAGE} alone has: {reason}"
+
+
 def main(arguments):
     listing = "--list" in arguments
     places = [argument for argument in arguments if argument != "--list"]
@@ -167,7 +193,11 @@ def main(arguments):
         print(f"check_docs.py: expected messages in {root}, but found none.")
         return 1
 
-    page = re.sub(r"\s+", " ", (root / PAGE).read_text(encoding="utf-8"))
+    page = (root / PAGE).read_text(encoding="utf-8")
+    wrong_reasons = list(check_reasons(root, page))
+    for problem in wrong_reasons:
+        print(problem)
+    page = re.sub(r"\s+", " ", page)
     missing = [
         (path, message) for path, message in found if not pattern(message).search(page)
     ]
@@ -175,7 +205,7 @@ def main(arguments):
         print(f"{path}: not in {PAGE}: {printed(message)}")
     there = len(found) - len(missing)
     print(f"check_docs.py: {PAGE} has {there} of {len(found)} messages")
-    return 1 if missing else 0
+    return 1 if missing or wrong_reasons else 0
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/slice.h>
+#include <c10/util/Exception.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
-#include <limits>
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -47,9 +49,9 @@ struct SigmoidRule {
         " (input ",
         describe(input),
         "). Let f return twice as many channels as the other half has.");
-    constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
-    at::Tensor raw_scale = at::slice(h, dim, /*start=*/1, kEnd, /*step=*/2);
-    at::Tensor shift = at::slice(h, dim, /*start=*/0, kEnd, /*step=*/2);
+    const int64_t end = h.size(dim);
+    at::Tensor raw_scale = at::slice(h, dim, /*start=*/1, end, /*step=*/2);
+    at::Tensor shift = at::slice(h, dim, /*start=*/0, end, /*step=*/2);
     return {at::sigmoid(raw_scale + 2), std::move(shift)};
   }
 };
@@ -75,8 +77,13 @@ class AffineAdapterImpl final
       "it), a torch::nn::Sequential or a torch::nn::AnyModule.");
 
  public:
-  explicit AffineAdapterImpl(F f_, CouplingOptions options_ = {})
-      : options(options_), f(std::move(f_)) {
+  /// Its split_dim is that of the coupling around it, and 1 without one.
+  explicit AffineAdapterImpl(F f_) : f(std::move(f_)) {
+    reset();
+  }
+
+  AffineAdapterImpl(F f_, CouplingOptions options_)
+      : options(options_), f(std::move(f_)), has_split_dim_(true) {
     reset();
   }
 
@@ -85,6 +92,7 @@ class AffineAdapterImpl final
   }
 
   ScaleShift forward(const at::Tensor& input) {
+    check_twin(input);
     const at::Tensor h = call<at::Tensor>(f, input);
     return Rule::apply(input, h, options.split_dim());
   }
@@ -93,10 +101,26 @@ class AffineAdapterImpl final
     return options.split_dim();
   }
 
+  bool take_split_dim(int64_t dim) override {
+    if (!std::exchange(has_split_dim_, true)) {
+      options.split_dim(dim);
+    }
+    if (dim == split_dim()) {
+      return true;
+    }
+    if ((dim < 0) == (split_dim() < 0) || twin_.value_or(dim) != dim) {
+      return false;
+    }
+    twin_ = dim;
+    return true;
+  }
+
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
-    auto copy =
-        std::make_shared<AffineAdapterImpl>(detail::clone(f, device), options);
+    auto copy = std::make_shared<AffineAdapterImpl>(detail::clone(f, device));
+    copy->options = options;
+    copy->has_split_dim_ = has_split_dim_;
+    copy->twin_ = twin_;
     copy_modes(*this, *copy);
     return copy;
   }
@@ -108,6 +132,23 @@ class AffineAdapterImpl final
 
   CouplingOptions options;
   F f;
+
+ private:
+  void check_twin(const at::Tensor& input) const {
+    TORCH_CHECK_VALUE(
+        !twin_ || std::abs(*twin_ - split_dim()) == input.dim(),
+        Rule::kName,
+        "::forward(): expected split_dim ",
+        split_dim(),
+        " to be the coupling's ",
+        twin_.value_or(0),
+        ", but got an input of ",
+        describe(input),
+        ". Leave the adapter's CouplingOptions out: it takes its coupling's.");
+  }
+
+  bool has_split_dim_ = false;
+  std::optional<int64_t> twin_; // split_dim, counted from the other end
 };
 
 } // namespace detail
@@ -147,7 +188,7 @@ AffineAdapterNaive(F, CouplingOptions = {}) -> AffineAdapterNaive<F>;
 /// \f[ h = f(x), \quad s = \sigma(h_{1::2} + 2), \quad t = h_{0::2} \f]
 ///
 /// Shapes:   x (N, C, *); f(x) (N, 2 C', *), C' the channels of the other half;
-///           "channels" are split_dim.
+///           "channels" are those along the coupling's split_dim.
 /// Throws:   c10::ValueError if f returns an odd size in split_dim.
 /// Source:   Kingma and Dhariwal 2018, Glow, arXiv:1807.03039, in the form of
 ///           Python MemCNN 1.5.2. Differs: MemCNN always takes dim 1 apart.

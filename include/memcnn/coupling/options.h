@@ -8,8 +8,8 @@
 
 namespace memcnn {
 
-/// Options of a coupling and of its adapters; what they say is fixed once the
-/// module is constructed.
+/// Options of a coupling, or of an adapter, which takes its coupling's without
+/// any; what they say is fixed once the module is constructed.
 struct CouplingOptions {
   /// Dimension along which the input is split into halves; negative values
   /// count from the end. Default: 1, the channels of (N, C, *).

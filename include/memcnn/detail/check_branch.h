@@ -9,9 +9,11 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/module.h>
+#include <torch/nn/modules/container/sequential.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace memcnn::detail {
@@ -98,20 +100,25 @@ struct BranchCall {
   }
 
   /// Inference tensors have no version, and no graph that a change could hurt.
-  uint32_t version() const {
+  int64_t version() const {
     return argument.is_inference() ? 0 : argument._version();
   }
 };
 
-/// Stops where a branch of a coupling is an adapter for another split_dim.
-inline void check_adapter(
+/// Lets a branch of a coupling that is an adapter, or a Sequential that ends in
+/// one, split what the coupling splits. Stops where it is for another dimension.
+inline void give_split_dim(
     const char* coupling,
-    const torch::nn::Module& branch,
+    std::shared_ptr<torch::nn::Module> branch,
     const char* name,
     int64_t split_dim) {
-  const auto* adapter = dynamic_cast<const SplitsChannels*>(&branch);
+  while (std::dynamic_pointer_cast<torch::nn::SequentialImpl>(branch) &&
+         !branch->children().empty()) {
+    branch = branch->children().back();
+  }
+  auto* const adapter = dynamic_cast<SplitsChannels*>(branch.get());
   TORCH_CHECK_VALUE(
-      adapter == nullptr || adapter->split_dim() == split_dim,
+      adapter == nullptr || adapter->take_split_dim(split_dim),
       coupling,
       "::",
       coupling,
@@ -121,7 +128,8 @@ inline void check_adapter(
       adapter == nullptr ? 0 : adapter->split_dim(),
       " (coupling ",
       split_dim,
-      "). Give both the same CouplingOptions.");
+      "). Give each coupling an adapter of its own, without CouplingOptions: "
+      "it takes its coupling's.");
 }
 
 } // namespace memcnn::detail

@@ -54,6 +54,11 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       "torch::nn::Sequential or torch::nn::AnyModule for F and G.");
 
   using Value = typename Law::Value;
+  static_assert(
+      may_return_v<F, Value> && may_return_v<G, Value>,
+      "memcnn: F and G take one Tensor; those of an AdditiveCoupling return "
+      "one, those of an AffineCoupling a memcnn::ScaleShift, as "
+      "AffineAdapterSigmoid makes it of a module.");
 
  public:
   CouplingImpl(F f_, G g_, CouplingOptions options_ = {})
@@ -61,8 +66,8 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
         f(std::move(f_)),
         g(std::move(g_)),
         exact_(Law::kName, Law::kCanBeExact, options.fractional_bits()) {
-    check_adapter(Law::kName, *module_of(f), "F", options.split_dim());
-    check_adapter(Law::kName, *module_of(g), "G", options.split_dim());
+    give_split_dim(Law::kName, module_of(f), "F", options.split_dim());
+    give_split_dim(Law::kName, module_of(g), "G", options.split_dim());
     reset();
   }
 
@@ -135,7 +140,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     if (!whole || after.grad_outputs[0].defined()) {
       grads = take_halves(direction, after.grad_outputs);
     }
-    for (const size_t i : {0, 1}) {
+    for (size_t i = 0; i < 2; ++i) {
       halves[i] = owned(std::move(halves[i]));
       grads[i] = grads[i].defined() ? owned_as(halves[i], std::move(grads[i]))
                                     : at::zeros_like(halves[i]);

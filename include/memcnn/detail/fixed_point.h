@@ -102,7 +102,7 @@ class FixedPoint {
     const double limit =
         std::ldexp(1.0, static_cast<int>(digits - fractional_bits_));
     const auto [low, high] = at::aminmax(tensor.detach());
-    const double largest = std::max(-low.item<double>(), high.item<double>());
+    const double largest = (std::max)(-low.item<double>(), high.item<double>());
     // NaN compares false with everything: it is no overflow of the range, and
     // spreads as without the exact mode.
     TORCH_CHECK_VALUE(

@@ -49,24 +49,33 @@ inline std::string message_of_freed(
       "(true) on that block, or read the tensor before it.");
 }
 
+/// Why the memory of an input may not be freed; null if it may.
+inline const char* reason_to_keep(
+    const at::Tensor& input,
+    const Tensors& outputs) {
+  for (const at::Tensor& output : outputs) {
+    if (output.is_alias_of(input)) {
+      return "an output shares its storage";
+    }
+  }
+  return FreedStorage::reason_to_keep(input, owners_in_producer(input));
+}
+
 /// Frees the memory of a run's inputs until backward, where nobody else is seen
 /// to need it (Note [Freed inputs], rule 2). Returns why an input was kept, or
 /// "" where none was.
 inline const char*
 free_inputs(const Tensors& inputs, const Tensors& outputs, NodeState& state) {
+  if (state.keep_inputs) {
+    return "keep_input is set";
+  }
   const char* kept_because = "";
   for (size_t i = 0; i < inputs.size(); ++i) {
     const at::Tensor& input = inputs[i];
     if (state.inputs[i].defined()) {
       continue; // an integer tensor: it cannot be rebuilt
     }
-    const bool shared = std::any_of(
-        outputs.begin(), outputs.end(), [&](const at::Tensor& output) {
-          return output.is_alias_of(input);
-        });
-    const char* const reason = shared
-        ? "an output shares its storage"
-        : FreedStorage::reason_to_keep(input, owners_in_producer(input));
+    const char* const reason = reason_to_keep(input, outputs);
     if (reason == nullptr) {
       state.freed[i].emplace(input, message_of_freed(state, input));
     } else {

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -82,10 +81,9 @@ class ReluZeros {
   /// Makes rebuilt values zero where they were, and positive elsewhere.
   void put_back(const at::Tensor& rebuilt) const {
     if (zeros_.defined()) {
-      constexpr double kSmallestHalf = 6.1e-5; // a normal number in float16
-      const double positive = rebuilt.scalar_type() == at::kHalf
-          ? kSmallestHalf
-          : std::numeric_limits<float>::min();
+      // Normal numbers, in float16 and in the others.
+      const double positive =
+          rebuilt.scalar_type() == at::kHalf ? 6.2e-5 : 1.2e-38;
       rebuilt.clamp_min_(positive).masked_fill_(zeros_, 0);
     }
   }

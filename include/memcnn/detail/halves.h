@@ -23,6 +23,9 @@ class SplitsChannels {
  public:
   virtual ~SplitsChannels() = default;
   virtual int64_t split_dim() const = 0;
+  /// Takes on the dimension of a coupling around it. False if it has one that
+  /// is another for every input: -1 and 3 are one for an input of 4 dims.
+  virtual bool take_split_dim(int64_t dim) = 0;
 };
 
 /// Stops where a tensor has no two halves. `place` begins the message.

@@ -116,7 +116,7 @@ class KeptWindow {
         is_measured_(AllocationMeter::is_available()),
         skip_(
             is_measured_ || first > 0 ? first
-                                      : std::numeric_limits<size_t>::max()) {}
+                                      : (std::numeric_limits<size_t>::max)()) {}
 
   /// Runs the next block and keeps what it can; the oldest kept blocks make
   /// room.

@@ -19,6 +19,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/custom_class.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,7 +50,7 @@ class Saved {
 
  private:
   at::Tensor tensor_;
-  uint32_t version_ = 0;
+  int64_t version_ = 0;
 };
 
 /// All that one autograd node knows: which map ran, what it needs to run back.
