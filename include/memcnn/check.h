@@ -95,31 +95,45 @@ class InputShapes {
 
 namespace detail {
 
-/// Leaves a module's buffers and gradients and the default generators as they
+/// Leaves a module's parameters and buffers and the default generators as they
 /// were found.
 class CheckGuard {
  public:
   CheckGuard(torch::nn::Module& module, at::Device device)
       : generators_(device) {
-    for (const at::Tensor& buffer : module.buffers()) {
-      if (buffer.defined()) {
-        buffers_.emplace_back(buffer, buffer.detach().clone());
-      }
-    }
+    add(module.parameters());
+    add(module.buffers());
   }
   CheckGuard(const CheckGuard&) = delete;
   CheckGuard& operator=(const CheckGuard&) = delete;
   ~CheckGuard() {
     in_destructor([&] {
-      for (const auto& [buffer, value] : buffers_) {
-        overwrite(buffer, value);
+      for (const Found& each : found_) {
+        if (each.tensor.equal(each.value)) {
+          continue; // and may be what expand() made, which cannot be written
+        }
+        rewind(each.tensor, each.value, each.version);
       }
     });
   }
 
  private:
+  struct Found {
+    at::Tensor tensor;
+    at::Tensor value;
+    uint32_t version;
+  };
+
+  void add(const std::vector<at::Tensor>& tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      if (tensor.defined()) {
+        found_.push_back({tensor, tensor.detach().clone(), version_of(tensor)});
+      }
+    }
+  }
+
   GeneratorGuard generators_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
+  std::vector<Found> found_;
 };
 
 class InvertibilityCheck {

@@ -27,6 +27,10 @@ struct CheckpointOptions {
   /// Recomputation draws the random numbers that forward drew. Costs a look at
   /// the generator before and after the module. Default: true.
   TORCH_ARG(bool, preserve_rng_state) = true;
+  /// Compares what the module returns in backward with what it returned in
+  /// forward, and stops where they differ: finds state that nobody registered.
+  /// Costs a copy of inputs and outputs, and one more run. Default: false.
+  TORCH_ARG(bool, debug) = false;
 };
 
 namespace detail {
@@ -45,8 +49,7 @@ class ForwardOnly final : public Invertible {
     TORCH_CHECK(
         direction == Direction::kForward,
         "checkpoint(): expected forward only, but got inverse.");
-    return recording.run(
-        /*index=*/0, *module_, inputs, [&] { return call_(inputs); });
+    return recording.run(/*index=*/0, *module_, std::move(inputs), call_);
   }
 
   torch::nn::Module& module() override {
@@ -93,6 +96,9 @@ struct forward_result<torch::nn::AnyModule, Args...> {
 ///           bit for bit where the module's kernels are deterministic.
 /// Throws:   c10::Error if an input, a parameter or a buffer changes between
 ///           forward and backward.
+/// Caution:  a module whose plain members forward changes gives wrong gradients
+///           without a word: what is not a registered buffer is not put back.
+///           Try a new module once with debug(true).
 /// Avoid if: the module is invertible: InvertibleModuleWrapper and
 ///           ReversibleSequence do not even keep the inputs.
 /// Source:   Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost,
@@ -145,7 +151,7 @@ auto checkpoint(
       std::move(block),
       Direction::kForward,
       /*keep_inputs=*/true,
-      options.preserve_rng_state());
+      RecordingOptions{options.preserve_rng_state(), options.debug()});
   return detail::unpack<Result>(detail::run_node(std::move(state), flat));
 }
 

@@ -2,15 +2,19 @@
 #pragma once
 
 #include <memcnn/detail/autocast_state.h>
+#include <memcnn/detail/first_run.h>
 #include <memcnn/detail/generator_state.h>
+#include <memcnn/detail/layout.h>
 #include <memcnn/detail/module_state.h>
 #include <memcnn/detail/tensors.h>
 
+#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/module.h>
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -27,14 +31,17 @@ namespace memcnn {
 //    they are replayed in the other order; CPU and device generators), train or
 //    eval mode of every part. The caller's own generator and autocast state are
 //    left as found. A generator's state is kept only where the branch drew from
-//    it.
-// 2. Buffers change once per training step. Running statistics of batch and
-//    instance normalisation are set aside while a layer runs again: in train
-//    mode they are written, never read. Any other buffer that a branch changes
-//    in forward is copied before, put back for the second run, and restored
-//    after. Statistics after a step equal those of the plain network bit for
-//    bit. A buffer that was read in forward and changed by something else
-//    before backward is an error.
+//    it; a branch that draws has to leave the generator in the state in which
+//    forward left it, or backward stops: another thread drew in between.
+// 2. What parameters() and buffers() list changes once per training step,
+//    whether it needs a gradient or not. A tensor that a branch writes is copied
+//    just before (detail/write_watch.h), gets its value and version back for
+//    the second run, and is left as found; the second run has to write what the
+//    first wrote. Running statistics of batch normalisation that trains are
+//    written, never read: they stand still in the second run and need no copy.
+//    Statistics after a step equal those of the plain network bit for bit. What
+//    forward read and something else changed before backward is an error. Where
+//    a module is rebuilt by its own inverse, that one sees what forward left.
 // 3. Parameters are inputs of the node and their gradients are returned, never
 //    accumulated by a nested backward(): torch::autograd::grad, inputs=, hooks,
 //    frozen and unused parameters work. A tensor hook on a parameter fires
@@ -55,10 +62,27 @@ namespace memcnn {
 //    backward, unless the graph is retained, the node holds nothing.
 // 8. An input that is rebuilt has the sizes, the dtype and the device of the
 //    true one, or backward stops.
+// 9. A branch's argument is laid out in its second run as in its first, strides
+//    of sizes of 1 included, and the gradient of its value as that value:
+//    kernels choose by strides in which order they add and draw. Options that
+//    change layouts act from the next forward on.
+// 10. State that nobody registered (a plain member that forward changes) cannot
+//    be seen, and is not restored. With the option debug every second run is
+//    compared with the first: its argument, which finds blocks that are not
+//    invertible, and its value at the very argument of the first.
 
 namespace detail {
 struct KeptRun;
 } // namespace detail
+
+/// How a run is recorded.
+struct RecordingOptions {
+  /// Random numbers are replayed.
+  bool preserve_rng_state = true;
+  /// Every second run is compared with the first: costs a copy of each branch's
+  /// argument and value, and one more run of each branch.
+  bool debug = false;
+};
 
 /// What the branches of one run of an invertible module saw, so that each can
 /// run again alike (Note [Recomputation], rule 1). A chain of blocks has one
@@ -74,31 +98,49 @@ class Recording {
 
   /// Neither records nor replays: branches run as in any module.
   static Recording off() {
-    return Recording(Mode::kOff, /*preserve_rng_state=*/false);
+    return Recording(Mode::kOff, {});
   }
 
-  /// Records the next run of each branch, until replay_from_here(). Without
-  /// preserve_rng_state random numbers are not replayed.
-  static Recording start(bool preserve_rng_state) {
-    return Recording(Mode::kRecord, preserve_rng_state);
+  /// Records the next run of each branch, until replay_from_here().
+  static Recording start(RecordingOptions options) {
+    return Recording(Mode::kRecord, options);
   }
 
-  /// Runs one branch: `call` computes it from `inputs`, `branch` is the module
-  /// behind it.
+  /// Runs one branch: `call` computes it from tensors, `branch` is the module
+  /// behind it. In a second run `call` gets `inputs` laid out as in the first
+  /// (rule 9).
   template <class Fn>
   auto run(
       size_t index,
       torch::nn::Module& branch,
-      at::TensorList inputs,
+      std::vector<at::Tensor> inputs,
       Fn&& call) {
     switch (mode_) {
       case Mode::kRecord:
-        return record(index, branch, device_of(inputs), call);
+        return record(index, branch, inputs, call, /*keep_after=*/false);
       case Mode::kReplay:
-        return replay(index, branch, call);
+        return replay(index, branch, std::move(inputs), call);
       default:
-        return call();
+        return call(inputs);
     }
+  }
+
+  /// Runs one of the two maps of a module that is a branch as a whole: map 0
+  /// and map 1 undo each other, and one of them is recorded. In backward the
+  /// other one runs in the state that the recorded one left.
+  template <class Fn>
+  auto run_map(
+      size_t map,
+      torch::nn::Module& module,
+      std::vector<at::Tensor> inputs,
+      Fn&& call) {
+    if (mode_ == Mode::kRecord) {
+      return record(map, module, inputs, call, /*keep_after=*/true);
+    }
+    if (mode_ == Mode::kReplay && !conditions_.at(map)) {
+      return replay_opposite(recorded(1 - map), module, inputs, call);
+    }
+    return run(map, module, std::move(inputs), call);
   }
 
   void replay_from_here() {
@@ -115,8 +157,8 @@ class Recording {
   /// The recording of one block of a chain.
   Recording& block(size_t index) {
     while (blocks_.size() <= index) {
-      blocks_.push_back(std::unique_ptr<Recording>(
-          new Recording(mode_, preserve_rng_state_)));
+      blocks_.push_back(
+          std::unique_ptr<Recording>(new Recording(mode_, options_)));
     }
     return *blocks_[index];
   }
@@ -124,6 +166,15 @@ class Recording {
   /// Notes what the inputs of the recorded run are like (rule 8).
   void note_inputs(at::TensorList inputs) {
     inputs_ = std::vector<detail::TensorMeta>(inputs.begin(), inputs.end());
+  }
+
+  /// Notes in which memory format the halves of a chain travel.
+  void note_format(std::optional<at::MemoryFormat> format) {
+    format_ = format;
+  }
+
+  std::optional<at::MemoryFormat> format() const {
+    return format_;
   }
 
   /// As they were noted; empty where nobody noted them.
@@ -159,17 +210,30 @@ class Recording {
   friend struct detail::KeptRun;
 
   enum class Mode { kOff, kRecord, kReplay };
+  using Moment = detail::ModuleStateGuard::Moment;
 
   struct Conditions {
+    Conditions(
+        at::Device device_,
+        torch::nn::Module& branch,
+        const std::vector<at::Tensor>& inputs_)
+        : device(device_),
+          module(branch),
+          autocast(detail::AutocastState::now(device)),
+          inputs(inputs_.begin(), inputs_.end()) {}
+
     at::Device device;
     detail::ModuleState module;
     detail::AutocastState autocast;
-    // Only where numbers were drawn.
+    std::vector<detail::TensorMeta> inputs;
+    // Only where numbers were drawn: the states before, and after in short.
     std::optional<detail::GeneratorState> generators;
+    uint64_t generators_after = 0;
+    std::optional<detail::FirstRun> first_run; // in debug mode
   };
 
-  Recording(Mode mode, bool preserve_rng_state)
-      : mode_(mode), preserve_rng_state_(preserve_rng_state) {}
+  Recording(Mode mode, RecordingOptions options)
+      : mode_(mode), options_(options) {}
 
   /// Where a branch computes: on the device of an input that is not on the CPU,
   /// if there is one.
@@ -190,56 +254,136 @@ class Recording {
   }
 
   template <class Fn>
-  auto
-  record(size_t index, torch::nn::Module& branch, at::Device device, Fn& call) {
-    Conditions seen{
-        device,
-        detail::ModuleState(branch),
-        detail::AutocastState::now(device),
-        std::nullopt};
-    if (preserve_rng_state_) {
+  auto record(
+      size_t index,
+      torch::nn::Module& branch,
+      const std::vector<at::Tensor>& inputs,
+      Fn& call,
+      bool keep_after) {
+    const at::Device device = device_of(inputs);
+    Conditions seen(device, branch, inputs);
+    if (options_.preserve_rng_state) {
       seen.generators = detail::GeneratorState::now(device);
     }
+    if (options_.debug) {
+      seen.first_run.emplace(inputs);
+    }
     const detail::AutocastCacheOff cache_off;
-    auto value = call();
-    seen.module.note_changes();
-    if (seen.generators &&
-        *seen.generators == detail::GeneratorState::now(device)) {
-      seen.generators.reset();
+    auto compute = [&] {
+      return call(inputs);
+    };
+    auto value = seen.module.run(compute, keep_after);
+    if (seen.generators) {
+      note_draws(seen);
+    }
+    if (seen.first_run) {
+      seen.first_run->set_value(value);
     }
     conditions_.at(index).emplace(std::move(seen));
     return value;
   }
 
+  static void note_draws(Conditions& seen) {
+    const auto after = detail::GeneratorState::now(seen.device);
+    if (*seen.generators == after) {
+      seen.generators.reset();
+    } else {
+      seen.generators_after = after.hash();
+    }
+  }
+
   template <class Fn>
-  auto replay(size_t index, torch::nn::Module& branch, Fn& call) {
+  auto replay(
+      size_t index,
+      torch::nn::Module& branch,
+      std::vector<at::Tensor> inputs,
+      Fn& call) {
+    const Conditions& seen = recorded(index);
+    detail::lay_out(inputs, seen.inputs);
+    if (seen.first_run) {
+      seen.first_run->check_inputs(branch, inputs);
+      const at::NoGradGuard no_grad;
+      seen.first_run->check_value(
+          branch,
+          replay_as(
+              seen, branch, seen.first_run->inputs(), call, Moment::kBefore));
+    }
+    return replay_as(seen, branch, inputs, call, Moment::kBefore);
+  }
+
+  template <class Fn>
+  auto replay_opposite(
+      const Conditions& seen,
+      torch::nn::Module& module,
+      const std::vector<at::Tensor>& inputs,
+      Fn& call) {
+    return replay_as(seen, module, inputs, call, Moment::kAfter);
+  }
+
+  /// Under the conditions of the recorded run, at the given inputs.
+  template <class Fn>
+  auto replay_as(
+      const Conditions& seen,
+      torch::nn::Module& branch,
+      const std::vector<at::Tensor>& inputs,
+      Fn& call,
+      Moment moment) {
+    auto state =
+        std::make_unique<detail::ModuleStateGuard>(branch, seen.module, moment);
+    detail::ModuleStateGuard& module = *state;
+    if (scope_ != nullptr && at::GradMode::is_enabled()) {
+      scope_->states_.push_back(std::move(state));
+    }
+    const detail::AutocastGuard autocast(seen.device);
+    const detail::AutocastCacheOff cache_off;
+    seen.autocast.restore();
+    auto compute = [&] {
+      return call(inputs);
+    };
+    if (!seen.generators) {
+      return module.run(compute);
+    }
+    const detail::GeneratorGuard generators(seen.device);
+    seen.generators->restore();
+    auto value = module.run(compute);
+    if (moment == Moment::kBefore) {
+      check_draws(seen, branch);
+    }
+    return value;
+  }
+
+  /// Stops where another thread drew in between, in this run or in the first:
+  /// then the two did not draw alike. A branch that draws nothing itself is not
+  /// concerned.
+  static void check_draws(
+      const Conditions& seen,
+      const torch::nn::Module& branch) {
+    const auto now = detail::GeneratorState::now(seen.device);
+    TORCH_CHECK(
+        now.hash() == seen.generators_after || now == *seen.generators,
+        "memcnn: expected '",
+        branch.name(),
+        "' to draw in backward the random numbers that it drew in forward, but "
+        "got others: another thread drew from the same default generator while "
+        "it ran, or it draws differently. Let other threads draw from "
+        "generators of their own, or draw outside of the branch.");
+  }
+
+  const Conditions& recorded(size_t index) const {
     TORCH_CHECK(
         conditions_.at(index).has_value(),
         "memcnn: expected branch ",
         index,
         " to have run in forward, but got no record of it. An Invertible runs "
         "each of its branches once, through Recording::run().");
-    const Conditions& seen = *conditions_[index];
-    auto state =
-        std::make_unique<detail::ModuleStateGuard>(branch, seen.module);
-    if (scope_ != nullptr) {
-      scope_->states_.push_back(std::move(state));
-    }
-    const detail::AutocastGuard autocast(seen.device);
-    const detail::AutocastCacheOff cache_off;
-    seen.autocast.restore();
-    if (!seen.generators) {
-      return call();
-    }
-    const detail::GeneratorGuard generators(seen.device);
-    seen.generators->restore();
-    return call();
+    return *conditions_[index];
   }
 
   Mode mode_;
-  bool preserve_rng_state_;
+  RecordingOptions options_;
   std::array<std::optional<Conditions>, kMaxBranches> conditions_;
   std::vector<detail::TensorMeta> inputs_;
+  std::optional<at::MemoryFormat> format_;
   std::vector<std::unique_ptr<Recording>> blocks_;
   std::shared_ptr<detail::KeptRun> kept_run_; // within a memory budget
   ReplayScope* scope_ = nullptr;

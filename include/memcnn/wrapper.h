@@ -28,7 +28,8 @@
 
 namespace memcnn {
 
-/// Options of InvertibleModuleWrapper; all may be changed between two calls.
+/// Options of InvertibleModuleWrapper; all may be changed between two calls, and
+/// act from the next one on.
 struct InvertibleModuleWrapperOptions {
   /// Keeps the input of forward() instead of freeing and rebuilding it. For an
   /// input that is read again before backward. Default: false.
@@ -40,6 +41,11 @@ struct InvertibleModuleWrapperOptions {
   /// Recomputation draws the random numbers that forward drew. Costs a look at
   /// the generator before and after each branch. Default: true.
   TORCH_ARG(bool, preserve_rng_state) = true;
+  /// Compares what branches get and return in backward with what they got and
+  /// returned in forward, and stops where they differ: finds state that nobody
+  /// registered, and modules that are not invertible. Costs a copy of both,
+  /// and one more run of each branch. Default: false.
+  TORCH_ARG(bool, debug) = false;
 };
 
 /// The module behind InvertibleModuleWrapper: the members below have the
@@ -118,7 +124,8 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
            << detail::yes_no(options.keep_input_inverse())
            << ", disable=" << detail::yes_no(options.disable())
            << ", preserve_rng_state="
-           << detail::yes_no(options.preserve_rng_state()) << ")";
+           << detail::yes_no(options.preserve_rng_state())
+           << (options.debug() ? ", debug=true)" : ")");
   }
 
   InvertibleModuleWrapperOptions options;
@@ -146,7 +153,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         block_,
         direction,
         keep,
-        options.preserve_rng_state());
+        RecordingOptions{options.preserve_rng_state(), options.debug()});
     detail::Tensors outputs = detail::run_node(state, inputs);
     kept_because_ = detail::free_inputs(inputs, outputs, *state);
     return outputs;
@@ -174,6 +181,9 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 ///           rebuilt; check_invertible_module() says how far that is off.
 /// Throws:   c10::Error if a freed input is read, or if outputs, parameters or
 ///           buffers change between forward and backward.
+/// Caution:  a module that is not invertible, or a branch whose plain members
+///           forward changes, gives wrong gradients without a word: try a new
+///           module once with debug(true), or is_invertible_module().
 /// Avoid if: the module is one of a long chain of its kind: ReversibleSequence
 ///           is faster and smaller.
 /// Source:   Gomez et al. 2017, The Reversible Residual Network, algorithm 1,

@@ -189,8 +189,8 @@ TEST_P(Recomputation, Rule2StopsWhereBuffersThatEvalReadChange) {
   EXPECT_THAT(
       [&] { y.sum().backward(); },
       ThrowsError<c10::Error>(
-          HasSubstr("expected the buffers that forward read to be unchanged in "
-                    "backward"),
+          HasSubstr("expected the parameters and buffers that forward read to "
+                    "be unchanged in backward"),
           HasSubstr("Run backward first")));
 }
 
@@ -517,6 +517,60 @@ TEST_P(Recomputation, Rule8AnInputOfAnotherKindIsAnError) {
       ThrowsError<c10::Error>(HasSubstr(
           "expected inverse() to rebuild an input of sizes [2, 6, 5, "
           "5], Double, cpu, but got sizes [2, 6, 5, 5], Float, cpu")));
+}
+
+// Rule 9: a second run's argument is laid out as the first one's; for other
+// layouts and paths see second_run_test.cpp.
+
+TEST_P(Recomputation, Rule9TheSecondArgumentHasTheStridesOfTheFirst) {
+  std::vector<std::vector<int64_t>> seen;
+  Chain chain = Chain::make(1, [&] {
+    return AnyModule(ProbedProduct([&](const torch::Tensor& tensor) {
+      seen.push_back(tensor.strides().vec());
+    }));
+  });
+  const torch::Tensor x = torch::randn({1, 4, 3, 2})
+                              .contiguous(torch::MemoryFormat::ChannelsLast)
+                              .requires_grad_();
+  chain.run(GetParam(), made_by_a_layer(x)).square().sum().backward();
+  // F, G, then G with its value's gradient, F with its own.
+  ASSERT_EQ(seen.size(), 6u);
+  EXPECT_EQ(seen[2], seen[1]);
+  EXPECT_EQ(seen[4], seen[0]);
+  EXPECT_EQ(seen[3], seen[2]);
+  EXPECT_EQ(seen[5], seen[4]);
+}
+
+// Rule 10: what nobody registered is found in debug mode, and only there.
+
+TEST_P(Recomputation, Rule10DebugFindsHiddenState) {
+  for (const bool debug : {false, true}) {
+    SCOPED_TRACE(debug);
+    double factor = 1;
+    torch::nn::Functional hidden([&factor](const torch::Tensor& x) {
+      factor *= 2;
+      return x * factor;
+    });
+    memcnn::AdditiveCoupling coupling(hidden, hidden);
+    memcnn::InvertibleModuleWrapper wrapper(
+        coupling, memcnn::InvertibleModuleWrapperOptions().debug(debug));
+    memcnn::ReversibleSequence sequence(
+        memcnn::ReversibleSequenceOptions().debug(debug), coupling);
+    const torch::Tensor input = made_by_a_layer(leaf({3, 4}));
+    const torch::Tensor y =
+        GetParam() == Engine::kWrapper ? wrapper(input) : sequence(input);
+    const auto backward = [&] {
+      y.sum().backward();
+    };
+    if (debug) {
+      EXPECT_THAT(
+          backward,
+          ThrowsError<c10::Error>(HasSubstr("returned in forward for the same "
+                                            "argument")));
+    } else {
+      EXPECT_NO_THROW(backward());
+    }
+  }
 }
 
 } // namespace

@@ -19,6 +19,7 @@
 #include <optional>
 #include <ostream>
 #include <utility>
+#include <vector>
 
 namespace memcnn {
 
@@ -28,6 +29,11 @@ namespace memcnn {
 struct ScaleShift {
   at::Tensor scale;
   at::Tensor shift;
+
+  /// What the debug mode compares.
+  friend std::vector<at::Tensor> tensors_in(const ScaleShift& value) {
+    return {value.scale, value.shift};
+  }
 };
 
 namespace detail {

@@ -56,6 +56,9 @@ class Chain {
       Recording& recording,
       const ChainSettings& settings) {
     check_format(direction, input, settings);
+    if (recording.is_recording()) {
+      recording.note_format(settings.memory_format);
+    }
     std::optional<KeptWindow> window =
         window_for(direction, input, recording, settings);
     Streams streams(std::move(input), settings.memory_format);
@@ -79,10 +82,10 @@ class Chain {
       Direction direction,
       AfterRun after,
       Recording& recording,
-      ParameterGradients& parameters,
-      const ChainSettings& settings) {
-    Streams values(std::move(after.outputs[0]), settings.memory_format);
-    Streams grads(std::move(after.grad_outputs[0]), settings.memory_format);
+      ParameterGradients& parameters) {
+    // As in forward: options may have changed since.
+    Streams values(std::move(after.outputs[0]), recording.format());
+    Streams grads(std::move(after.grad_outputs[0]), recording.format());
     for (size_t k = size(); k-- > 0;) {
       const size_t i = block_at(direction, k);
       at_block_in_backward(i, [&] {

@@ -6,6 +6,7 @@
 #include <memcnn/detail/fixed_point.h>
 #include <memcnn/detail/halves.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/layout.h>
 #include <memcnn/detail/local_run.h>
 #include <memcnn/detail/ownership.h>
 #include <memcnn/invertible.h>
@@ -105,13 +106,13 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       exact_.check_range(name_of(direction), half);
     }
     for (const size_t i : order(direction)) {
-      const Value value = exact_.round(
-          branch_value(direction, i, halves[1 - i], halves[i], recording),
-          halves[i]);
+      const Value value =
+          exact_.round(first_value(direction, i, halves, recording), halves[i]);
       if (!at::GradMode::is_enabled() && is_sole_owner(halves[i])) {
         Law::apply_in_place(direction, halves[i], value);
       } else {
-        halves[i] = Law::apply(direction, halves[i], value);
+        halves[i] =
+            laid_out_as(halves[i], Law::apply(direction, halves[i], value));
       }
       exact_.check_range(name_of(direction), halves[i]);
     }
@@ -222,6 +223,23 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return i == 0 ? fn(f) : fn(g);
   }
 
+  /// The value of branch i in a run of the coupling.
+  Value first_value(
+      Direction direction,
+      size_t i,
+      const Halves& halves,
+      Recording& recording) {
+    const at::Tensor& updated = halves[i];
+    const at::Tensor argument = exact_.argument(halves[1 - i]);
+    if (!exact_.needs_graph() || !recording.is_recording() ||
+        at::GradMode::is_enabled()) {
+      return branch_value(direction, i, argument, updated, recording);
+    }
+    const at::AutoGradMode with_graph(true);
+    return Law::detach(branch_value(
+        direction, i, argument.requires_grad_(), updated, recording));
+  }
+
   /// The value of branch i at one half, checked against the other half, which
   /// it is to update.
   Value branch_value(
@@ -234,9 +252,10 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
         Law::kName, direction, i, options.split_dim(), argument};
     Value value = where.run([&] {
       return with_branch(i, [&](auto& branch) {
-        return recording.run(i, *module_of(branch), {argument}, [&] {
-          return call<Value>(branch, argument);
-        });
+        return recording.run(
+            i, *module_of(branch), {argument}, [&](const Tensors& arguments) {
+              return call<Value>(branch, arguments[0]);
+            });
       });
     });
     for (const at::Tensor& part : Law::tensors(value)) {
@@ -263,7 +282,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     const Recording::ReplayScope scope(undoing.recording);
     LocalRun branch(
         *with_branch(i, [](auto& holder) { return module_of(holder); }),
-        cut_off({exact_.argument(undoing.halves[1 - i])}, {needs_grad}),
+        cut_off({undoing.halves[1 - i]}, {needs_grad}),
         {needs_grad},
         undoing.parameters);
     // (1) The branch runs again at the other half, with a graph.
@@ -305,7 +324,12 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     if (undoing.direction == Direction::kInverse) {
       Law::apply_in_place(Direction::kForward, half, constant);
     }
-    return exact_.gradients(Law::tensors(value), std::move(grads));
+    // Not every kernel means the same by a gradient laid out otherwise.
+    const Tensors of = Law::tensors(value);
+    for (size_t k = 0; k < of.size(); ++k) {
+      grads[k] = laid_out_as(of[k], std::move(grads[k]));
+    }
+    return grads;
   }
 
   ExactMode exact_;

@@ -3,6 +3,8 @@
 
 #include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/digits.h>
+#include <memcnn/detail/layout.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/Functions.h>
@@ -50,22 +52,6 @@ namespace memcnn::detail {
 // CPU kernels of a fixed number of threads are; on CUDA, set
 // at::globalContext().setDeterministicCuDNN(true) and setBenchmarkCuDNN(false).
 
-/// How many binary digits a floating point dtype holds exactly.
-inline int64_t digits_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return 53;
-    case at::kFloat:
-      return 24;
-    case at::kHalf:
-      return 11;
-    case at::kBFloat16:
-      return 8;
-    default:
-      return 0;
-  }
-}
-
 /// Multiples of 2^-k, which floating point numbers add and subtract without
 /// rounding as long as they stay below 2^(digits - k) (Note [Exact mode]).
 class FixedPoint {
@@ -78,7 +64,8 @@ class FixedPoint {
   /// recomputation and backward are then the same ones on every path.
   at::Tensor round(const at::Tensor& tensor) const {
     return at::GradMode::is_enabled() && tensor.requires_grad()
-        ? StraightThrough::apply(DenseGradient::apply(tensor), fractional_bits_)
+        ? StraightThrough::apply(
+              LaidOut::apply(tensor, tensor.strides()), fractional_bits_)
         : rounded(tensor, fractional_bits_);
   }
 
@@ -141,7 +128,8 @@ class FixedPoint {
   static at::Tensor rounded(const at::Tensor& tensor, int64_t bits) {
     const double scale = std::ldexp(1.0, static_cast<int>(bits));
     // Scaling by a power of two is exact.
-    return dense(tensor.mul(scale).round_().mul_(1.0 / scale));
+    return with_strides(
+        tensor.mul(scale).round_().mul_(1.0 / scale), dense_strides(tensor));
   }
 
   int64_t fractional_bits_;
@@ -202,20 +190,16 @@ class ExactMode {
     }
   }
 
-  /// A branch's argument laid out as in forward, for the same kernels.
-  at::Tensor argument(const at::Tensor& tensor) const {
-    return grid_ ? dense(tensor) : tensor;
+  /// A branch's argument: its gradients are summed before they are added to the
+  /// half's own, in plain autograd, too.
+  at::Tensor argument(const at::Tensor& half) const {
+    return grid_ ? at::alias(half) : half;
   }
 
-  /// Gradients laid out as what they are the gradients of, for the same
-  /// kernels.
-  Tensors gradients(const Tensors& of, Tensors gradients) const {
-    if (grid_) {
-      for (size_t i = 0; i < of.size(); ++i) {
-        gradients[i] = gradients[i].contiguous(of[i].suggest_memory_format());
-      }
-    }
-    return gradients;
+  /// Whether the first run of a branch has to build a graph, which is thrown
+  /// away: there are kernels that differ where none is built.
+  bool needs_graph() const {
+    return grid_.has_value();
   }
 
  private:

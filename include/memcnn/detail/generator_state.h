@@ -7,8 +7,11 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <cstring>
+#include <functional>
 #include <mutex>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -39,6 +42,17 @@ class GeneratorState {
       const std::lock_guard<std::mutex> lock(handle.mutex());
       handle.set_state(state);
     }
+  }
+
+  /// A number that tells states apart, where keeping one costs too much.
+  uint64_t hash() const {
+    uint64_t result = 0;
+    for (const auto& [generator, state] : states_) {
+      const std::string_view bytes(
+          static_cast<const char*>(state.const_data_ptr()), state.nbytes());
+      result = result * 31 + std::hash<std::string_view>()(bytes);
+    }
+    return result;
   }
 
   /// Whether nothing was drawn since: both hold the same bytes.

@@ -3,6 +3,7 @@
 
 #include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/layout.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>

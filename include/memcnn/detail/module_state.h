@@ -2,135 +2,165 @@
 #pragma once
 
 #include <memcnn/detail/in_destructor.h>
+#include <memcnn/detail/norm_statistics.h>
+#include <memcnn/detail/tensors.h>
+#include <memcnn/detail/write_watch.h>
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/module.h>
-#include <torch/nn/modules/batchnorm.h>
-#include <torch/nn/modules/instancenorm.h>
 
-#include <array>
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 namespace memcnn::detail {
 
-/// The running statistics of a normalisation layer, or null for other modules.
-///
-/// While such a layer trains it writes them and never reads them, so that a
-/// recomputation can do without them.
-using RunningStatistics = std::array<at::Tensor*, 3>;
-
-template <typename Norm>
-bool find_statistics(torch::nn::Module& module, RunningStatistics& found) {
-  auto* norm = dynamic_cast<Norm*>(&module);
-  if (norm != nullptr) {
-    found = {
-        &norm->running_mean, &norm->running_var, &norm->num_batches_tracked};
-  }
-  return norm != nullptr;
+/// How often a tensor was written; inference tensors do not count.
+inline uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference()
+      ? 0
+      : tensor.unsafeGetTensorImpl()->version_counter().current_version();
 }
 
-inline bool find_running_statistics(
-    torch::nn::Module& module,
-    RunningStatistics& found) {
-  return find_statistics<torch::nn::BatchNorm2dImpl>(module, found) ||
-      find_statistics<torch::nn::BatchNorm1dImpl>(module, found) ||
-      find_statistics<torch::nn::BatchNorm3dImpl>(module, found) ||
-      find_statistics<torch::nn::InstanceNorm2dImpl>(module, found) ||
-      find_statistics<torch::nn::InstanceNorm1dImpl>(module, found) ||
-      find_statistics<torch::nn::InstanceNorm3dImpl>(module, found);
+/// Gives a tensor a value that it had, and the version that it had with it:
+/// what autograd saved of it then is valid again.
+inline void
+rewind(const at::Tensor& tensor, const at::Tensor& value, uint32_t version) {
+  const at::NoGradGuard no_grad;
+  tensor.variable_data().copy_(value);
+  if (!tensor.is_inference()) {
+    c10::VariableVersion counter =
+        tensor.unsafeGetTensorImpl()->version_counter();
+    counter.set_version(version);
+  }
 }
 
-/// The buffers of one part (not of its children) that matter to a run in the
-/// given mode: all but running statistics that are only written.
-inline std::vector<at::Tensor> relevant_buffers(
-    torch::nn::Module& part,
-    bool training) {
-  RunningStatistics unused{};
-  std::vector<at::Tensor> relevant;
-  if (training && find_running_statistics(part, unused)) {
-    return relevant;
-  }
-  for (const at::Tensor& buffer : part.buffers(/*recurse=*/false)) {
-    if (buffer.defined()) {
-      relevant.push_back(buffer);
+/// A parameter or buffer of a module, whose name is for messages.
+struct NamedTensor {
+  std::string name;
+  at::Tensor tensor;
+};
+
+/// The parameters and buffers of a module's parts, each once; but for buffers
+/// that are written and never read.
+inline std::vector<NamedTensor> state_tensors(
+    const std::vector<std::shared_ptr<torch::nn::Module>>& parts) {
+  std::vector<NamedTensor> found;
+  std::unordered_set<const at::TensorImpl*> seen;
+  const auto add = [&](const auto& items) {
+    for (const auto& item : items) {
+      const at::Tensor& tensor = item.value();
+      if (tensor.defined() &&
+          seen.insert(tensor.unsafeGetTensorImpl()).second) {
+        found.push_back({item.key(), tensor});
+      }
+    }
+  };
+  for (const auto& part : parts) {
+    add(part->named_parameters(/*recurse=*/false));
+    if (!only_writes_its_buffers(*part)) {
+      add(part->named_buffers(/*recurse=*/false));
     }
   }
-  return relevant;
+  return found;
 }
 
-/// Overwrites a buffer without moving its version counter: what autograd saved
-/// of it stays valid.
-inline void overwrite(const at::Tensor& buffer, const at::Tensor& value) {
-  const at::NoGradGuard no_grad;
-  buffer.variable_data().copy_(value);
-}
-
-/// What a module reads besides its arguments: the train or eval mode of each of
-/// its parts, and their buffers.
+/// What a module reads besides its arguments, and writes besides its result:
+/// the train or eval mode of each of its parts, its parameters and its buffers.
 ///
-/// Memory:   a copy of those buffers only that the run itself changed, running
-///   statistics of normalisation layers excepted: these need none.
+/// Memory:   a copy of those parameters and buffers only that the run itself
+///   wrote.
 class ModuleState {
  public:
-  /// Call before the module runs ...
+  /// The module as it is before a run ...
   explicit ModuleState(torch::nn::Module& module) {
-    for (const auto& part : module.modules()) {
-      const bool training = part->is_training();
-      training_.push_back(training);
-      for (const at::Tensor& buffer : relevant_buffers(*part, training)) {
-        // Nothing changes buffers in eval mode: there the version suffices.
-        at::Tensor before = training ? buffer.detach().clone() : at::Tensor();
-        buffers_.push_back({buffer, std::move(before), version(buffer)});
-      }
+    const auto parts = module.modules();
+    for (const auto& part : parts) {
+      training_.push_back(part->is_training());
+    }
+    for (NamedTensor& each : state_tensors(parts)) {
+      const uint32_t version = version_of(each.tensor);
+      tensors_.push_back({std::move(each), version, version, {}, {}});
     }
   }
 
-  /// ... and this one after: copies of unchanged buffers are let go.
-  void note_changes() {
-    for (Buffer& entry : buffers_) {
-      const bool changed = version(entry.buffer) != entry.version;
+  /// ... and `call`, the run, after which it is known what it wrote.
+  /// `keep_after` keeps what it left, too.
+  template <class Fn>
+  auto run(Fn& call, bool keep_after) {
+    WriteWatch watch(tensors());
+    auto value = call();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      Entry& entry = tensors_[i];
+      entry.before = watch.take_before(i);
+      entry.version_after = version_of(entry.tensor());
       TORCH_CHECK(
-          !changed || entry.before.defined(),
-          "memcnn: expected a module in eval mode to leave its buffers alone, "
-          "but got a change of a buffer of sizes ",
-          entry.buffer.sizes(),
-          " in forward. Set the module to train mode, or use plain autograd.");
-      if (!changed) {
-        entry.before = at::Tensor();
+          entry.before.defined() || entry.version_after == entry.version_before,
+          "memcnn: expected operators of this thread to write '",
+          entry.name(),
+          "' (sizes ",
+          entry.tensor().sizes(),
+          ") while its module runs, but got a write by something else. Write "
+          "it in the module's forward, or between two steps.");
+      if (keep_after && entry.before.defined()) {
+        entry.after = entry.tensor().detach().clone();
       }
-      entry.version = version(entry.buffer);
     }
+    return value;
   }
 
  private:
   friend class ModuleStateGuard;
 
-  struct Buffer {
-    at::Tensor buffer;
-    at::Tensor before; // defined where the run changed the buffer
-    uint32_t version;
+  struct Entry {
+    NamedTensor of;
+    uint32_t version_before;
+    uint32_t version_after;
+    at::Tensor before; // defined where the run wrote the tensor
+    at::Tensor after; // likewise, where that is asked for
+
+    const at::Tensor& tensor() const {
+      return of.tensor;
+    }
+    const std::string& name() const {
+      return of.name;
+    }
   };
 
-  static uint32_t version(const at::Tensor& tensor) {
-    return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+  Tensors tensors() const {
+    Tensors result;
+    for (const Entry& entry : tensors_) {
+      result.push_back(entry.tensor());
+    }
+    return result;
   }
 
   std::vector<bool> training_;
-  std::vector<Buffer> buffers_;
+  std::vector<Entry> tensors_;
 };
 
-/// Puts a module into a recorded state, and back into the found one at the end:
-/// what runs in between sees what forward saw and changes no buffer
-/// (Note [Recomputation], rules 1 and 2).
+/// Puts a module into the state that it had before a recorded run, or after it,
+/// and back into the found one at the end: what runs in between sees what
+/// forward saw and leaves nothing changed (Note [Recomputation], rules 1 to 3).
 class ModuleStateGuard {
  public:
-  ModuleStateGuard(torch::nn::Module& module, const ModuleState& recorded)
-      : parts_(module.modules()) {
+  enum class Moment { kBefore, kAfter };
+
+  ModuleStateGuard(
+      torch::nn::Module& module,
+      const ModuleState& recorded,
+      Moment moment)
+      : module_(module),
+        recorded_(recorded),
+        moment_(moment),
+        parts_(module.modules()) {
     TORCH_CHECK(
         parts_.size() == recorded.training_.size(),
         "memcnn: expected module '",
@@ -140,23 +170,17 @@ class ModuleStateGuard {
         " parts between forward and backward, but got ",
         parts_.size(),
         ". Add or remove children before forward or after backward.");
-    check_versions(recorded);
-    for (size_t i = 0; i < parts_.size(); ++i) {
-      found_training_.push_back(parts_[i]->is_training());
-      // The run may change other buffers than forward did: all are put back.
-      for (const at::Tensor& buffer :
-           relevant_buffers(*parts_[i], recorded.training_[i])) {
-        found_buffers_.emplace_back(buffer, buffer.detach().clone());
-      }
+    check_unchanged();
+    for (const auto& part : parts_) {
+      found_training_.push_back(part->is_training());
     }
     try {
-      for (const ModuleState::Buffer& entry : recorded.buffers_) {
+      for (const auto& entry : recorded.tensors_) {
         if (entry.before.defined()) {
-          overwrite(entry.buffer, entry.before);
+          set_to_moment(entry);
         }
       }
       set_modes(recorded.training_);
-      set_statistics_aside();
     } catch (...) {
       restore();
       throw;
@@ -169,29 +193,109 @@ class ModuleStateGuard {
     restore();
   }
 
- private:
-  void restore() {
-    for (auto& [statistic, value] : statistics_aside_) {
-      *statistic = std::move(value);
+  /// Runs `call` in that state.
+  template <class Fn>
+  auto run(Fn& call) {
+    WriteWatch watch(recorded_.tensors());
+    const StatisticsStill still(parts_);
+    try {
+      auto value = call();
+      note_writes(watch);
+      check_writes();
+      return value;
+    } catch (...) {
+      note_writes(watch);
+      throw;
     }
-    set_modes(found_training_);
-    in_destructor([&] {
-      for (auto& [buffer, value] : found_buffers_) {
-        overwrite(buffer, value);
-      }
-    });
   }
 
-  static void check_versions(const ModuleState& recorded) {
-    for (const ModuleState::Buffer& entry : recorded.buffers_) {
+ private:
+  /// A tensor to be put back.
+  struct Found {
+    at::Tensor tensor;
+    at::Tensor value;
+    uint32_t version;
+  };
+
+  void check_unchanged() const {
+    for (const auto& entry : recorded_.tensors_) {
       TORCH_CHECK(
           entry.before.defined() ||
-              entry.version == ModuleState::version(entry.buffer),
-          "memcnn: expected the buffers that forward read to be unchanged in "
-          "backward, but got a buffer of sizes ",
-          entry.buffer.sizes(),
-          " that was modified in between. Run backward first.");
+              entry.version_after == version_of(entry.tensor()),
+          "memcnn: expected the parameters and buffers that forward read to be "
+          "unchanged in backward, but got a change of '",
+          entry.name(),
+          "' (sizes ",
+          entry.tensor().sizes(),
+          ") of module '",
+          module_.name(),
+          "'. Run backward first, or change it out of place.");
     }
+  }
+
+  void set_to_moment(const ModuleState::Entry& entry) {
+    const at::Tensor& tensor = entry.tensor();
+    TORCH_CHECK(
+        tensor.sizes() == entry.before.sizes(),
+        "memcnn: expected '",
+        entry.name(),
+        "' to keep its sizes ",
+        entry.before.sizes(),
+        " between forward and backward, but got ",
+        tensor.sizes(),
+        ". Resize it before forward or after backward.");
+    const uint32_t version = version_of(tensor);
+    if (moment_ == Moment::kAfter && version == entry.version_after) {
+      return; // it is as the run left it
+    }
+    found_.push_back({tensor, tensor.detach().clone(), version});
+    if (moment_ == Moment::kAfter) {
+      rewind(tensor, entry.after, entry.version_after);
+    } else {
+      rewind(tensor, entry.before, entry.version_before);
+    }
+  }
+
+  /// What the run wrote, and its recording did not, is put back, too.
+  void note_writes(WriteWatch& watch) {
+    for (size_t i = 0; i < recorded_.tensors_.size(); ++i) {
+      const auto& entry = recorded_.tensors_[i];
+      at::Tensor before = watch.take_before(i);
+      const bool known =
+          std::any_of(found_.begin(), found_.end(), [&](const Found& found) {
+            return found.tensor.is_same(entry.tensor());
+          });
+      if (before.defined() && !known) {
+        found_.push_back(
+            {entry.tensor(), std::move(before), entry.version_after});
+      }
+    }
+  }
+
+  /// The run that was recorded has to write again what it wrote.
+  void check_writes() const {
+    for (const auto& entry : recorded_.tensors_) {
+      TORCH_CHECK(
+          moment_ == Moment::kAfter ||
+              version_of(entry.tensor()) == entry.version_after,
+          "memcnn: expected '",
+          module_.name(),
+          "' to write in backward what it wrote in forward, but got other "
+          "writes of '",
+          entry.name(),
+          "' (sizes ",
+          entry.tensor().sizes(),
+          "). Keep in a registered buffer what decides whether it writes.");
+    }
+  }
+
+  void restore() {
+    set_modes(found_training_);
+    in_destructor([&] {
+      for (const Found& each : found_) {
+        rewind(each.tensor, each.value, each.version);
+      }
+    });
   }
 
   /// train() sets a module and all below it; in the order of modules() each
@@ -207,22 +311,12 @@ class ModuleStateGuard {
     }
   }
 
-  void set_statistics_aside() {
-    for (const auto& part : parts_) {
-      RunningStatistics statistics{};
-      if (part->is_training() && find_running_statistics(*part, statistics)) {
-        for (at::Tensor* statistic : statistics) {
-          statistics_aside_.emplace_back(statistic, std::move(*statistic));
-          *statistic = at::Tensor();
-        }
-      }
-    }
-  }
-
+  torch::nn::Module& module_;
+  const ModuleState& recorded_;
+  Moment moment_;
   std::vector<std::shared_ptr<torch::nn::Module>> parts_;
   std::vector<bool> found_training_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> found_buffers_;
-  std::vector<std::pair<at::Tensor*, at::Tensor>> statistics_aside_;
+  std::vector<Found> found_;
 };
 
 } // namespace memcnn::detail

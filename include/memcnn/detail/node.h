@@ -12,6 +12,7 @@
 #include <memcnn/parameter_gradients.h>
 #include <memcnn/recording.h>
 
+#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
@@ -60,12 +61,12 @@ struct NodeState : torch::CustomClassHolder {
       std::shared_ptr<Invertible> block_,
       Direction direction_,
       bool keep_inputs_,
-      bool preserve_rng_state)
+      RecordingOptions options)
       : place(std::move(place_)),
         block(std::move(block_)),
         direction(direction_),
         keep_inputs(keep_inputs_),
-        recording(Recording::start(preserve_rng_state)) {}
+        recording(Recording::start(options)) {}
 
   std::string place; // "InvertibleModuleWrapper::forward()"
   std::shared_ptr<Invertible> block;

@@ -29,17 +29,25 @@ class PlainModule final : public Invertible {
 
   Tensors run(Direction direction, Tensors inputs, Recording& recording)
       override {
-    return recording.run(/*index=*/0, *module_, inputs, [&] {
-      return direction == Direction::kForward
-          ? call<Forward>(
-                [&](const auto&... args) { return module_->forward(args...); },
-                inputs,
-                direction)
-          : call<Inverse>(
-                [&](const auto&... args) { return module_->inverse(args...); },
-                inputs,
-                direction);
-    });
+    const bool is_forward = direction == Direction::kForward;
+    return recording.run_map(
+        is_forward ? 0 : 1,
+        *module_,
+        std::move(inputs),
+        [&](const Tensors& arguments) {
+          return is_forward ? call<Forward>(
+                                  [&](const auto&... each) {
+                                    return module_->forward(each...);
+                                  },
+                                  arguments,
+                                  direction)
+                            : call<Inverse>(
+                                  [&](const auto&... each) {
+                                    return module_->inverse(each...);
+                                  },
+                                  arguments,
+                                  direction);
+        });
   }
 
   torch::nn::Module& module() override {

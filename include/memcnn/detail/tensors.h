@@ -20,6 +20,7 @@ using Tensors = std::vector<at::Tensor>;
 struct TensorMeta {
   explicit TensorMeta(const at::Tensor& tensor)
       : sizes(tensor.sizes().vec()),
+        strides(strides_of(tensor)),
         dtype(tensor.scalar_type()),
         device(tensor.device()) {}
 
@@ -30,8 +31,15 @@ struct TensorMeta {
   }
 
   std::vector<int64_t> sizes;
+  std::vector<int64_t> strides; // none of a sparse tensor
   at::ScalarType dtype;
   at::Device device;
+
+ private:
+  static std::vector<int64_t> strides_of(const at::Tensor& tensor) {
+    return tensor.layout() == at::kStrided ? tensor.strides().vec()
+                                           : std::vector<int64_t>();
+  }
 };
 
 inline std::string describe(const TensorMeta& meta) {

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/tensors.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+// Where a size is 1 its stride means nothing, and several layouts are one. But
+// kernels tell them apart: they choose by strides in which order they go, draw
+// random numbers and add.
+
+/// Whether a tensor has its numbers where these strides say.
+inline bool is_placed_by(const at::Tensor& tensor, at::IntArrayRef strides) {
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    if (tensor.size(dim) != 1 &&
+        tensor.stride(dim) != strides[static_cast<size_t>(dim)]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// A copy with these strides.
+inline at::Tensor copy_by(const at::Tensor& tensor, at::IntArrayRef strides) {
+  // Where the strides have one number for several entries (expand()), the copy
+  // has it, too.
+  at::Tensor numbers = tensor;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    if (strides[static_cast<size_t>(dim)] == 0 && tensor.size(dim) > 1) {
+      numbers = numbers.narrow(dim, 0, 1);
+    }
+  }
+  return at::empty_strided(numbers.sizes(), strides, tensor.options())
+      .copy_(numbers)
+      .as_strided(tensor.sizes(), strides);
+}
+
+/// The tensor with these strides, in its own memory where that is possible.
+inline at::Tensor with_strides(
+    const at::Tensor& tensor,
+    at::IntArrayRef strides) {
+  if (tensor.strides() == strides) {
+    return tensor;
+  }
+  return is_placed_by(tensor, strides)
+      ? tensor.as_strided(tensor.sizes(), strides)
+      : copy_by(tensor, strides);
+}
+
+/// The strides that a gradient of the tensor has to have: its own, without gaps.
+inline std::vector<int64_t> dense_strides(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense()
+      ? tensor.strides().vec()
+      : at::empty_like(tensor, tensor.options().device(at::kMeta))
+            .strides()
+            .vec();
+}
+
+/// Passes a tensor on, laid out otherwise or as it is; what comes back as its
+/// gradient is laid out as the tensor was.
+struct LaidOut : torch::autograd::Function<LaidOut> {
+  static at::Tensor forward(
+      torch::autograd::AutogradContext* context,
+      const at::Tensor& tensor,
+      at::IntArrayRef strides) {
+    context->saved_data["strides"] = dense_strides(tensor);
+    // No view_as(): that chooses strides of its own where sizes are 1.
+    return at::alias(with_strides(tensor, strides));
+  }
+  static torch::autograd::variable_list backward(
+      torch::autograd::AutogradContext* context,
+      const torch::autograd::variable_list& gradients) {
+    const auto strides = context->saved_data.at("strides").toIntVector();
+    return {with_strides(gradients[0], strides), at::Tensor()};
+  }
+};
+
+/// The tensor, with a gradient laid out as itself where a graph is recorded.
+/// Gradients of its parts otherwise come back as a contiguous one.
+inline at::Tensor with_dense_gradient(const at::Tensor& tensor) {
+  return at::GradMode::is_enabled() && tensor.requires_grad() &&
+          tensor.suggest_memory_format() != at::MemoryFormat::Contiguous
+      ? LaidOut::apply(tensor, tensor.strides())
+      : tensor;
+}
+
+/// The tensor, laid out as another one of its sizes.
+inline at::Tensor laid_out_as(const at::Tensor& like, at::Tensor tensor) {
+  return like.layout() != at::kStrided || tensor.layout() != at::kStrided ||
+          tensor.strides() == like.strides()
+      ? std::move(tensor)
+      : LaidOut::apply(tensor, like.strides());
+}
+
+/// Lays the arguments of a second run out as those of the first were
+/// (Note [Recomputation], rule 9).
+inline void lay_out(Tensors& tensors, const std::vector<TensorMeta>& first) {
+  TORCH_CHECK(
+      tensors.size() == first.size(),
+      "memcnn: expected a branch to take ",
+      first.size(),
+      " tensors in backward, as in forward, but got ",
+      tensors.size(),
+      ". Let Recording::run() have the same arguments in both directions.");
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    at::Tensor& tensor = tensors[i];
+    TORCH_CHECK(
+        first[i].fits(tensor),
+        "memcnn: expected a branch to take in backward what it took in "
+        "forward, ",
+        describe(first[i]),
+        ", but got ",
+        describe(tensor),
+        ". Let Recording::run() have the same arguments in both directions.");
+    if (tensor.layout() == at::kStrided &&
+        tensor.strides() != at::IntArrayRef(first[i].strides)) {
+      tensor = LaidOut::apply(tensor, at::IntArrayRef(first[i].strides));
+    }
+  }
+}
+
+} // namespace memcnn::detail

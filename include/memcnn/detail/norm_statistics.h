@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/batchnorm.h>
+
+#include <memory>
+#include <type_traits>
+#include <typeinfo>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// Calls fn with the module as one of LibTorch's own batch normalisations, if
+/// it is one; returns whether it is. A class derived from them may do anything
+/// with the statistics that it inherits, and is none of them.
+template <class Fn>
+bool as_batch_norm(torch::nn::Module& module, Fn&& fn) {
+  const auto try_as = [&](auto* type) {
+    using Norm = std::remove_pointer_t<decltype(type)>;
+    const bool is_norm = typeid(module) == typeid(Norm);
+    if (is_norm) {
+      fn(static_cast<Norm&>(module));
+    }
+    return is_norm;
+  };
+  return try_as(static_cast<torch::nn::BatchNorm2dImpl*>(nullptr)) ||
+      try_as(static_cast<torch::nn::BatchNorm1dImpl*>(nullptr)) ||
+      try_as(static_cast<torch::nn::BatchNorm3dImpl*>(nullptr));
+}
+
+/// Whether a part writes its buffers and never reads them: batch normalisation
+/// that trains, which needs no copy of them to run again.
+inline bool only_writes_its_buffers(torch::nn::Module& part) {
+  return part.is_training() && as_batch_norm(part, [](auto&) {});
+}
+
+/// While it lives, batch normalisation that trains leaves its running
+/// statistics and its count of batches as they are: who reads them in between
+/// finds them, and no copy is needed.
+class StatisticsStill {
+ public:
+  explicit StatisticsStill(
+      const std::vector<std::shared_ptr<torch::nn::Module>>& parts) {
+    for (const auto& part : parts) {
+      if (!part->is_training()) {
+        continue;
+      }
+      as_batch_norm(*part, [&](auto& norm) {
+        if (norm.running_mean.defined()) {
+          found_.push_back({&norm.options, norm.options});
+          // Without tracking nothing is counted, and with momentum 0 nothing is
+          // added: r becomes 0 * m + 1 * r. What is not finite becomes NaN.
+          norm.options.track_running_stats(false).momentum(0.0);
+        }
+      });
+    }
+  }
+  StatisticsStill(const StatisticsStill&) = delete;
+  StatisticsStill& operator=(const StatisticsStill&) = delete;
+  ~StatisticsStill() {
+    for (auto& [options, found] : found_) {
+      *options = std::move(found);
+    }
+  }
+
+ private:
+  using Options = torch::nn::BatchNormOptions;
+  std::vector<std::pair<Options*, Options>> found_;
+};
+
+} // namespace memcnn::detail
