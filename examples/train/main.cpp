@@ -6,6 +6,7 @@
 #include "support/error.h"
 #include "train/command_line.h"
 #include "train/run/interrupt.h"
+#include "train/run/standard_streams.h"
 #include "train/run/train.h"
 
 #include <fmt/format.h>
@@ -14,6 +15,7 @@
 #include <exception>
 
 int main(int argc, const char** argv) {
+  training::open_standard_streams();
   support::keep_freed_memory();
   try {
     const auto config = training::parse_command_line(argc, argv);

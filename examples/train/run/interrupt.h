@@ -7,6 +7,7 @@ namespace training {
 
 namespace detail {
 inline volatile std::sig_atomic_t received_signal = 0;
+inline int output_errno = 0;
 } // namespace detail
 
 /// Makes Ctrl-C, a termination request and a closed terminal wait for the end
@@ -18,21 +19,31 @@ inline void catch_interrupts() {
   };
   std::signal(SIGINT, note);
   std::signal(SIGTERM, note);
-#ifdef SIGHUP
   if (std::signal(SIGHUP, note) == SIG_IGN) {
     std::signal(SIGHUP, SIG_IGN); // as nohup wants it
   }
-#endif
-#ifdef SIGXFSZ
-  // A file that grows over a limit is then an error of the write, with a
-  // message and the old file whole, instead of the end of the program.
+  // A file that grows over a limit, and a pipe that nobody reads any more, are
+  // then errors of the write instead of the end of the program.
   std::signal(SIGXFSZ, SIG_IGN);
-#endif
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+/// Asks the program to stop, as SIGPIPE would: what it prints goes nowhere.
+inline void stop_for_lost_output(int error) {
+  detail::output_errno = error;
+  if (detail::received_signal == 0) {
+    detail::received_signal = SIGPIPE;
+  }
 }
 
 /// The signal that asked the program to stop, or 0.
 inline int interrupted() {
   return detail::received_signal;
+}
+
+/// Why something could not be printed, as an errno, or 0.
+inline int output_error() {
+  return detail::output_errno;
 }
 
 } // namespace training

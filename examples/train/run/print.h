@@ -3,6 +3,7 @@
 
 #include "train/base/config.h"
 #include "train/numerics/numerics.h"
+#include "train/run/interrupt.h"
 #include "train/run/run_state.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
@@ -10,6 +11,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -19,12 +21,14 @@ namespace training {
 
 /// Prints a line, or several, at once: readers of a running run see whole ones.
 ///
-/// Not by fmt::print(), which throws where stdout is closed or its disk full:
-/// no reason to end a run.
+/// Where that fails, the program is asked to stop. Not by fmt::print(), which
+/// throws then: a run would end without a checkpoint.
 template <class... Args>
 void say(fmt::format_string<Args...> pattern, Args&&... args) {
-  std::puts(fmt::format(pattern, std::forward<Args>(args)...).c_str());
-  std::fflush(stdout);
+  const auto text = fmt::format(pattern, std::forward<Args>(args)...);
+  if (std::puts(text.c_str()) < 0 || std::fflush(stdout) != 0) {
+    stop_for_lost_output(errno);
+  }
 }
 
 inline void print_warning(const std::string& text) {

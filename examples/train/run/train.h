@@ -20,11 +20,14 @@
 #include "train/step/trainer.h"
 #include "train/weights/python_weights.h"
 
+#include <fmt/format.h>
 #include <torch/cuda.h>
 #include <torch/utils.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 namespace training {
@@ -78,10 +81,27 @@ inline bool finish(
   return true;
 }
 
+/// What a run says that could not print all of it; stderr may still be read.
+inline void print_lost_output(const RunState& state, bool finished) {
+  std::fputs(
+      fmt::format(
+          "memcnn_train: expected stdout to be writable, but writing it failed: "
+          "{}. {}\n",
+          std::generic_category().message(output_error()),
+          finished ? "The run is done, and all its files are written."
+                   : fmt::format(
+                         "The run stopped at iteration {}; the same command "
+                         "without --fresh goes on from there.",
+                         state.iteration))
+          .c_str(),
+      stderr);
+}
+
 } // namespace detail
 
 /// Trains, evaluates and reports as the configuration says. Returns the exit
-/// code: 0, or 128 + the signal that stopped the run.
+/// code: 0, or 128 + the signal that stopped the run; that is SIGPIPE where
+/// something could not be printed.
 ///
 /// Throws:   Error for all that the user can put right.
 inline int train(const Config& config) {
@@ -118,7 +138,13 @@ inline int train(const Config& config) {
   Run run(
       config, images, std::move(state), trainer, checkpoints, log, progress);
   run.train();
-  if (!detail::finish(config, data, folder, run, trainer, meter, progress)) {
+  const bool finished =
+      detail::finish(config, data, folder, run, trainer, meter, progress);
+  if (output_error() != 0) {
+    detail::print_lost_output(run.state(), finished);
+    return 128 + interrupted();
+  }
+  if (!finished) {
     say("stopped at iteration {}; the same command without --fresh goes on "
         "from there",
         run.state().iteration);

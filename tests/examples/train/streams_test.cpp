@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+
+// memcnn_train where nobody reads what it prints.
+
+#include "support/train_program.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <csignal>
+#include <filesystem>
+#include <sstream>
+#include <string>
+
+namespace {
+
+namespace fs = std::filesystem;
+using memcnn_test::read;
+using nlohmann::json;
+using testing::MatchesRegex;
+
+class StreamsOfARun : public memcnn_test::TrainProgramTest {
+ protected:
+  static std::string steps(int count) {
+    return brief(
+        "resnet32 synthetic --results-dir here --iterations " +
+        std::to_string(count));
+  }
+
+  fs::path here(const char* name) const {
+    return directory_ / "here" / name;
+  }
+};
+
+TEST_F(StreamsOfARun, PrintIntoNoFileWhereTheyAreClosed) {
+  for (const std::string closed :
+       {"<&- >&- 2>&-", ">&-", "<&- 2>&-", ">&- 2>&-"}) {
+    SCOPED_TRACE(closed);
+    const auto result =
+        train_shell("$TRAIN " + steps(3) + " --fresh " + closed);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    int rows = 0;
+    std::istringstream log(read(here("log.jsonl")));
+    for (std::string line; std::getline(log, line); ++rows) {
+      EXPECT_TRUE(json::accept(line)) << line;
+    }
+    EXPECT_EQ(rows, 3);
+    EXPECT_EQ(read(here("lock")), "");
+  }
+}
+
+TEST_F(StreamsOfARun, StopItWithACheckpointWhereNobodyReads) {
+  const auto result = train_shell(
+      "{ $TRAIN " + steps(100000) + "; echo $? > code; } | head -n 1");
+  EXPECT_EQ(read(directory_ / "code"), std::to_string(128 + SIGPIPE) + "\n");
+  EXPECT_THAT(
+      result.err,
+      MatchesRegex(
+          "memcnn_train: expected stdout to be writable, but writing it "
+          "failed: Broken pipe\\. The run stopped at iteration [0-9]+; the "
+          "same command without --fresh goes on from there\\.\n"));
+  EXPECT_TRUE(fs::exists(here("checkpoint.memcnn")));
+  EXPECT_FALSE(fs::exists(here("results.json")));
+}
+
+TEST_F(StreamsOfARun, StopItWithACheckpointWhereTheDiskIsFull) {
+  const auto result = train_shell("$TRAIN " + steps(100000) + " > /dev/full");
+  EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
+  EXPECT_EQ(
+      result.err,
+      "memcnn_train: expected stdout to be writable, but writing it failed: No "
+      "space left on device. The run stopped at iteration 1; the same command "
+      "without --fresh goes on from there.\n");
+  EXPECT_TRUE(fs::exists(here("checkpoint.memcnn")));
+}
+
+TEST_F(StreamsOfARun, SayWhereTheEndOfARunIsNotPrinted) {
+  const auto result = train_shell("$TRAIN " + steps(0) + " > /dev/full");
+  EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
+  EXPECT_EQ(
+      result.err,
+      "memcnn_train: expected stdout to be writable, but writing it failed: No "
+      "space left on device. The run is done, and all its files are "
+      "written.\n");
+  EXPECT_TRUE(fs::exists(here("results.json")));
+}
+
+} // namespace
