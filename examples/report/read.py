@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import stat
 
 import numpy
 import pandas
@@ -96,10 +97,13 @@ def numbers(holder, names, where):
 
 
 def read_bytes(path):
+    expected = "a file that can be read"
     try:
+        # Anything else could be waited for, or read, without an end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise refusal(path, expected, "it is something else")
         return path.read_bytes()
     except OSError as error:
-        expected = "a file that can be read"
         raise refusal(path, expected, f"got: {error.strerror}") from error
 
 

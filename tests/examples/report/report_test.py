@@ -298,6 +298,8 @@ class Report(unittest.TestCase):
         self.assert_refused(bad, "results.json:3: expected JSON")
         (bad / "run.json").unlink()
         self.assert_refused(bad, "run.json: expected a file that can be read")
+        os.mkfifo(bad / "run.json")  # nobody writes to it
+        self.assert_refused(bad, "run.json: expected a file", "it is something else")
 
 
 if __name__ == "__main__":
