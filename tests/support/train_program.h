@@ -42,6 +42,17 @@ class TrainProgramTest : public ProgramTest {
         " --batch-size 4 --log-every 1 --test-images 8 --threads 1 --no-cuda";
   }
 
+  /// Six steps in `here`, with a checkpoint after the third and the last.
+  static std::string six_steps() {
+    return brief(
+        "resnet32 synthetic --iterations 6 --checkpoint-every 3 "
+        "--results-dir here");
+  }
+
+  std::filesystem::path here(const char* name) const {
+    return directory_ / "here" / name;
+  }
+
   Result short_run(const std::string& arguments) {
     return train(brief(arguments));
   }

@@ -24,17 +24,6 @@ using testing::HasSubstr;
 
 class FilesOfARun : public memcnn_test::TrainProgramTest {
  protected:
-  /// Six steps in `here`, with a checkpoint after the third and the last.
-  static std::string six_steps() {
-    return brief(
-        "resnet32 synthetic --iterations 6 --checkpoint-every 3 "
-        "--results-dir here");
-  }
-
-  fs::path here(const char* name) const {
-    return directory_ / "here" / name;
-  }
-
   void make_pipe(const fs::path& path) {
     fs::create_directories(path.parent_path());
     ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);

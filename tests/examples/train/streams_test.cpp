@@ -17,6 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using memcnn_test::read;
+using memcnn_test::Result;
 using nlohmann::json;
 using testing::MatchesRegex;
 
@@ -28,8 +29,14 @@ class StreamsOfARun : public memcnn_test::TrainProgramTest {
         std::to_string(count));
   }
 
-  fs::path here(const char* name) const {
-    return directory_ / "here" / name;
+  /// What a run that cannot print says first.
+  void expect_full_disk(const Result& result, const std::string& then) {
+    EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
+    EXPECT_EQ(
+        result.err,
+        "memcnn_train: expected stdout to be writable, but writing it failed: "
+        "No space left on device. " +
+            then + "\n");
   }
 };
 
@@ -65,24 +72,17 @@ TEST_F(StreamsOfARun, StopItWithACheckpointWhereNobodyReads) {
 }
 
 TEST_F(StreamsOfARun, StopItWithACheckpointWhereTheDiskIsFull) {
-  const auto result = train_shell("$TRAIN " + steps(100000) + " > /dev/full");
-  EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
-  EXPECT_EQ(
-      result.err,
-      "memcnn_train: expected stdout to be writable, but writing it failed: No "
-      "space left on device. The run stopped at iteration 1; the same command "
-      "without --fresh goes on from there.\n");
+  expect_full_disk(
+      train_shell("$TRAIN " + steps(100000) + " > /dev/full"),
+      "The run stopped at iteration 1; the same command without --fresh goes on "
+      "from there.");
   EXPECT_TRUE(fs::exists(here("checkpoint.memcnn")));
 }
 
 TEST_F(StreamsOfARun, SayWhereTheEndOfARunIsNotPrinted) {
-  const auto result = train_shell("$TRAIN " + steps(0) + " > /dev/full");
-  EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
-  EXPECT_EQ(
-      result.err,
-      "memcnn_train: expected stdout to be writable, but writing it failed: No "
-      "space left on device. The run is done, and all its files are "
-      "written.\n");
+  expect_full_disk(
+      train_shell("$TRAIN " + steps(0) + " > /dev/full"),
+      "The run is done, and all its files are written.");
   EXPECT_TRUE(fs::exists(here("results.json")));
 }
 

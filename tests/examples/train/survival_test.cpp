@@ -92,17 +92,6 @@ void write_cifar(const std::string& data_set, const fs::path& directory) {
 
 class SurvivingRun : public memcnn_test::TrainProgramTest {
  protected:
-  /// Six steps in `here`, with a checkpoint after the third and the last.
-  static std::string six_steps() {
-    return brief(
-        "resnet32 synthetic --iterations 6 --checkpoint-every 3 "
-        "--results-dir here");
-  }
-
-  fs::path here(const char* name) const {
-    return directory_ / "here" / name;
-  }
-
   /// As if the run had been killed after its fifth step.
   void go_back_to_the_third_step() {
     fs::rename(here("checkpoint.previous.memcnn"), here("checkpoint.memcnn"));
