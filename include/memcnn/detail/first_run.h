@@ -120,14 +120,15 @@ class FirstRun {
     }
     const double norm = x.norm().item<double>();
     const double distance = (x - y).norm().item<double>();
-    return distance / std::max(norm, std::numeric_limits<double>::min());
+    return distance / (std::max)(norm, (std::numeric_limits<double>::min)());
   }
 
   /// The root-th root of the distance of 1 to the next number: half of the
   /// digits, or a quarter.
   static double tolerance(const at::Tensor& tensor, int root) {
     return tensor.is_floating_point()
-        ? std::exp2((1.0 - digits_of(tensor.scalar_type())) / root)
+        ? std::exp2(
+              static_cast<double>(1 - digits_of(tensor.scalar_type())) / root)
         : 0;
   }
 
