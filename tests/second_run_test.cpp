@@ -742,6 +742,36 @@ TEST(SecondRunOfAMap, TheInverseSeesWhatForwardLeft) {
   EXPECT_LT(relative_error(x.grad(), 2 * x.detach() * scale * scale), 1e-5);
 }
 
+/// Doubles, and undoes that in another layout; tells the strides that it sees.
+struct DoublingImpl final : nn::Module {
+  torch::Tensor forward(torch::Tensor x) {
+    seen.push_back(x.strides().vec());
+    return x * 2;
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return (y / 2).clone(torch::MemoryFormat::Contiguous);
+  }
+  std::vector<std::vector<int64_t>> seen;
+};
+TORCH_MODULE(Doubling);
+
+TEST(SecondRunOfAMap, ItsArgumentHasTheStridesOfForward) {
+  const std::vector<torch::Tensor> inputs{
+      torch::randn({1, 4, 3, 2}).contiguous(torch::MemoryFormat::ChannelsLast),
+      torch::randn({4, 3}).t(),
+      torch::randn({1, 3}).expand({4, 3}),
+      torch::randn({4, 6}).slice(1, 0, 6, 2)};
+  for (const torch::Tensor& input : inputs) {
+    Doubling block;
+    memcnn::ReversibleSequence sequence(block);
+    const torch::Tensor x = input.detach().requires_grad_();
+    sequence(x).square().sum().backward();
+    ASSERT_EQ(block->seen.size(), 2u);
+    EXPECT_EQ(block->seen[1], block->seen[0]);
+    EXPECT_LT(relative_error(x.grad(), 8 * x), 1e-6);
+  }
+}
+
 TEST(SecondRunOfAMap, TheCheckerLeavesParametersAsItFindsThem) {
   ActNorm norm;
   const auto version = norm->scale._version();

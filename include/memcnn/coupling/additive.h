@@ -23,8 +23,9 @@ struct AdditiveLaw {
     return {value};
   }
 
-  static Value detach(const Value& value) {
-    return value.detach();
+  template <class Fn>
+  static Value map(const Value& value, Fn&& fn) {
+    return fn(value);
   }
 
   static at::Tensor

@@ -27,8 +27,9 @@ struct AffineLaw {
     return {value.scale, value.shift};
   }
 
-  static Value detach(const Value& value) {
-    return {value.scale.detach(), value.shift.detach()};
+  template <class Fn>
+  static Value map(const Value& value, Fn&& fn) {
+    return {fn(value.scale), fn(value.shift)};
   }
 
   static at::Tensor

@@ -39,7 +39,8 @@ namespace memcnn::detail {
 ///   Value                                 what a branch returns
 ///   apply(direction, half, value)         the half, updated or undone
 ///   apply_in_place(...)                   likewise, in the half's memory
-///   tensors(value), detach(value)         a value's tensors; without a graph
+///   tensors(value), map(value, fn)        a value's tensors; a value of what fn
+///                                         makes of each of them
 ///   pull_back(direction, x, value, grad)  turns grad, that of the updated half,
 ///                                         into that of the half before, and
 ///                                         returns those of the value's tensors
@@ -106,8 +107,14 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       exact_.check_range(name_of(direction), half);
     }
     for (const size_t i : order(direction)) {
-      const Value value =
-          exact_.round(first_value(direction, i, halves, recording), halves[i]);
+      const auto at_half = [&](const at::Tensor& argument) {
+        return branch_value(direction, i, argument, halves[i], recording);
+      };
+      const Value value = exact_.round(
+          Law::map(
+              exact_.first_run(halves[1 - i], recording, at_half),
+              [&](const auto& part) { return beside(halves[i], part); }),
+          halves[i]);
       if (!at::GradMode::is_enabled() && is_sole_owner(halves[i])) {
         Law::apply_in_place(direction, halves[i], value);
       } else {
@@ -223,23 +230,6 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return i == 0 ? fn(f) : fn(g);
   }
 
-  /// The value of branch i in a run of the coupling.
-  Value first_value(
-      Direction direction,
-      size_t i,
-      const Halves& halves,
-      Recording& recording) {
-    const at::Tensor& updated = halves[i];
-    const at::Tensor argument = exact_.argument(halves[1 - i]);
-    if (!exact_.needs_graph() || !recording.is_recording() ||
-        at::GradMode::is_enabled()) {
-      return branch_value(direction, i, argument, updated, recording);
-    }
-    const at::AutoGradMode with_graph(true);
-    return Law::detach(branch_value(
-        direction, i, argument.requires_grad_(), updated, recording));
-  }
-
   /// The value of branch i at one half, checked against the other half, which
   /// it is to update.
   Value branch_value(
@@ -313,7 +303,8 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   /// it, and returns the gradients of the value's tensors.
   Tensors take_back(Undoing& undoing, size_t i, Value value) {
     const at::Tensor& half = undoing.halves[i];
-    const Value constant = exact_.round(Law::detach(value), half);
+    const Value constant = exact_.round(
+        Law::map(value, [](const auto& part) { return part.detach(); }), half);
     // The gradient of y = law(x, value) is a matter of x: what was there before
     // an update in forward, and what is there after one in inverse.
     if (undoing.direction == Direction::kForward) {
@@ -324,12 +315,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     if (undoing.direction == Direction::kInverse) {
       Law::apply_in_place(Direction::kForward, half, constant);
     }
-    // Not every kernel means the same by a gradient laid out otherwise.
-    const Tensors of = Law::tensors(value);
-    for (size_t k = 0; k < of.size(); ++k) {
-      grads[k] = laid_out_as(of[k], std::move(grads[k]));
-    }
-    return grads;
+    return laid_out_as(Law::tensors(value), std::move(grads));
   }
 
   ExactMode exact_;

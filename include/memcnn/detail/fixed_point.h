@@ -6,6 +6,7 @@
 #include <memcnn/detail/digits.h>
 #include <memcnn/detail/layout.h>
 #include <memcnn/detail/tensors.h>
+#include <memcnn/recording.h>
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
@@ -46,9 +47,11 @@ namespace memcnn::detail {
 //    refuses.
 //
 // For bits to be the same the recomputation has to use the same kernels as
-// forward: in this mode halves and gradients are made dense in one memory
-// format on every path, since on other layouts batch normalisation and
-// convolutions may add in another order. The kernels have to be deterministic:
+// forward, and to add gradients in the same order: in this mode halves and
+// gradients are dense and of the same strides on every path; the first run of a
+// branch builds a graph as the second does, since some layers (LSTM) take other
+// kernels without one; and the gradients of a branch's argument are summed
+// before they meet the half's own. A sweep over LibTorch's layers holds it. The kernels have to be deterministic:
 // CPU kernels of a fixed number of threads are; on CUDA, set
 // at::globalContext().setDeterministicCuDNN(true) and setBenchmarkCuDNN(false).
 
@@ -190,16 +193,29 @@ class ExactMode {
     }
   }
 
-  /// A branch's argument: its gradients are summed before they are added to the
-  /// half's own, in plain autograd, too.
-  at::Tensor argument(const at::Tensor& half) const {
-    return grid_ ? at::alias(half) : half;
-  }
-
-  /// Whether the first run of a branch has to build a graph, which is thrown
-  /// away: there are kernels that differ where none is built.
-  bool needs_graph() const {
-    return grid_.has_value();
+  /// What a branch returns at a half, by `branch`, for the second run to return
+  /// the same bits: by the kernels of a run with a graph, which are others for
+  /// some layers. A graph that nobody records is thrown away.
+  template <class Fn>
+  auto first_run(
+      const at::Tensor& half,
+      const Recording& recording,
+      const Fn& branch) const {
+    if (!grid_) {
+      return branch(half);
+    }
+    // Gradients of an alias are summed before they are added to the half's own,
+    // as in a backward step.
+    at::Tensor argument = at::alias(half);
+    if (at::GradMode::is_enabled() || !recording.is_recording()) {
+      return branch(argument);
+    }
+    const at::AutoGradMode with_graph(true);
+    auto value = branch(argument.requires_grad_());
+    if constexpr (std::is_same_v<decltype(value), at::Tensor>) { // else refused
+      value = value.detach();
+    }
+    return value;
   }
 
  private:

@@ -104,6 +104,24 @@ inline at::Tensor laid_out_as(const at::Tensor& like, at::Tensor tensor) {
       : LaidOut::apply(tensor, like.strides());
 }
 
+/// Gradients of some tensors, laid out as these: not every kernel means the same
+/// by a gradient laid out otherwise.
+inline Tensors laid_out_as(const Tensors& like, Tensors gradients) {
+  for (size_t i = 0; i < like.size(); ++i) {
+    gradients[i] = laid_out_as(like[i], std::move(gradients[i]));
+  }
+  return gradients;
+}
+
+/// A tensor that a graph goes on to combine with `other`, whose layout the
+/// result takes: its gradient comes back in its own.
+inline at::Tensor beside(const at::Tensor& other, const at::Tensor& tensor) {
+  return at::GradMode::is_enabled() && tensor.requires_grad() &&
+          tensor.layout() == at::kStrided && tensor.strides() != other.strides()
+      ? LaidOut::apply(tensor, tensor.strides())
+      : tensor;
+}
+
 /// Lays the arguments of a second run out as those of the first were
 /// (Note [Recomputation], rule 9).
 inline void lay_out(Tensors& tensors, const std::vector<TensorMeta>& first) {
