@@ -35,6 +35,13 @@ inline constexpr double kGradientFloat32 = 2e-4;
 /// differs in its last float32 bit may round the other way.
 inline constexpr double kGradientAutocast = 2e-2;
 
+/// One coupling: its input is rebuilt to 3 digits (7.8e-3), and layers with
+/// kinks take another side now and then. Another mask of a dropout is off by 1.
+inline constexpr double kGradientBFloat16 = 0.3;
+/// Values of a kernel for inference against those of the one for training: 8
+/// units of 1.2e-7.
+inline constexpr double kInferenceKernelFloat32 = 1e-6;
+
 /// Second derivatives in float64 are two gradients deep: still far from 1e-10.
 inline constexpr double kSecondDerivativeFloat64 = 1e-10;
 
