@@ -31,11 +31,11 @@ namespace memcnn {
 //    they are replayed in the other order; CPU and device generators), train or
 //    eval mode of every part. The caller's own generator and autocast state are
 //    left as found. A generator's state is kept only where the branch drew from
-//    it; a branch that draws has to leave the generator in the state in which
-//    forward left it, or backward stops: another thread drew in between.
+//    it; each of its draws has to go on from the state from which it went on in
+//    forward, or backward stops: another thread drew in between.
 // 2. What parameters() and buffers() list changes once per training step,
 //    whether it needs a gradient or not. A tensor that a branch writes is copied
-//    just before (detail/write_watch.h), gets its value and version back for
+//    just before (detail/operator_watch.h), gets its value and version back for
 //    the second run, and is left as found; the second run has to write what the
 //    first wrote. Running statistics of batch normalisation that trains are
 //    written, never read: they stand still in the second run and need no copy.
@@ -272,7 +272,7 @@ class Recording {
     auto compute = [&] {
       return call(inputs);
     };
-    auto value = seen.module.run(compute, keep_after);
+    auto value = seen.module.run(compute, device, keep_after);
     if (seen.generators) {
       note_draws(seen);
     }
@@ -285,11 +285,11 @@ class Recording {
 
   static void note_draws(Conditions& seen) {
     const auto after = detail::GeneratorState::now(seen.device);
-    if (*seen.generators == after) {
+    if (!seen.module.draws() && *seen.generators == after) {
       seen.generators.reset();
-    } else {
-      seen.generators_after = after.hash();
+      return;
     }
+    seen.generators_after = after.hash();
   }
 
   template <class Fn>
@@ -341,26 +341,31 @@ class Recording {
       return call(inputs);
     };
     if (!seen.generators) {
-      return module.run(compute);
+      return module.run(compute, seen.device);
     }
     const detail::GeneratorGuard generators(seen.device);
     seen.generators->restore();
-    auto value = module.run(compute);
+    auto value = module.run(compute, seen.device);
     if (moment == Moment::kBefore) {
-      check_draws(seen, branch);
+      check_draws(seen, branch, module.draws());
     }
     return value;
   }
 
-  /// Stops where another thread drew in between, in this run or in the first:
-  /// then the two did not draw alike. A branch that draws nothing itself is not
-  /// concerned.
+  /// Stops where a draw went on from another state than in the first run, as it
+  /// does where another thread draws meanwhile. What draws without an operator
+  /// that says so has to leave the generator as the first run did, or alone.
   static void check_draws(
       const Conditions& seen,
-      const torch::nn::Module& branch) {
-    const auto now = detail::GeneratorState::now(seen.device);
+      const torch::nn::Module& branch,
+      std::optional<uint64_t> draws) {
+    bool alike = draws == seen.module.draws();
+    if (!seen.module.draws()) {
+      const auto now = detail::GeneratorState::now(seen.device);
+      alike = now.hash() == seen.generators_after || now == *seen.generators;
+    }
     TORCH_CHECK(
-        now.hash() == seen.generators_after || now == *seen.generators,
+        alike,
         "memcnn: expected '",
         branch.name(),
         "' to draw in backward the random numbers that it drew in forward, but "

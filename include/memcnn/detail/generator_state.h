@@ -17,6 +17,14 @@
 
 namespace memcnn::detail {
 
+/// Held for the length of one draw in a branch, with a look at the generator
+/// before and after, and where a generator is put back: threads that do either
+/// wait for each other, so that a look tells from where a draw went on.
+inline std::recursive_mutex& draw_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
 /// The states of the default generators that a module on one device can draw
 /// from: the CPU's and, where the module runs elsewhere, that device's.
 ///
@@ -37,6 +45,7 @@ class GeneratorState {
 
   /// Makes the default generators continue from these states.
   void restore() const {
+    const std::lock_guard<std::recursive_mutex> no_draws(draw_mutex());
     for (const auto& [generator, state] : states_) {
       at::Generator handle = generator;
       const std::lock_guard<std::mutex> lock(handle.mutex());

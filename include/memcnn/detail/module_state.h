@@ -3,8 +3,8 @@
 
 #include <memcnn/detail/in_destructor.h>
 #include <memcnn/detail/norm_statistics.h>
+#include <memcnn/detail/operator_watch.h>
 #include <memcnn/detail/tensors.h>
-#include <memcnn/detail/write_watch.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -94,9 +95,10 @@ class ModuleState {
   /// ... and `call`, the run, after which it is known what it wrote.
   /// `keep_after` keeps what it left, too.
   template <class Fn>
-  auto run(Fn& call, bool keep_after) {
-    WriteWatch watch(tensors());
+  auto run(Fn& call, at::Device device, bool keep_after) {
+    OperatorWatch watch(tensors(), device);
     auto value = call();
+    draws_ = watch.draws();
     for (size_t i = 0; i < tensors_.size(); ++i) {
       Entry& entry = tensors_[i];
       entry.before = watch.take_before(i);
@@ -114,6 +116,11 @@ class ModuleState {
       }
     }
     return value;
+  }
+
+  /// The draws of that run (OperatorWatch::draws()).
+  std::optional<uint64_t> draws() const {
+    return draws_;
   }
 
  private:
@@ -134,6 +141,13 @@ class ModuleState {
     }
   };
 
+  bool wrote_something() const {
+    return std::any_of(
+        tensors_.begin(), tensors_.end(), [](const Entry& entry) {
+          return entry.before.defined();
+        });
+  }
+
   Tensors tensors() const {
     Tensors result;
     for (const Entry& entry : tensors_) {
@@ -144,6 +158,7 @@ class ModuleState {
 
   std::vector<bool> training_;
   std::vector<Entry> tensors_;
+  std::optional<uint64_t> draws_;
 };
 
 /// Puts a module into the state that it had before a recorded run, or after it,
@@ -195,18 +210,29 @@ class ModuleStateGuard {
 
   /// Runs `call` in that state.
   template <class Fn>
-  auto run(Fn& call) {
-    WriteWatch watch(recorded_.tensors());
+  auto run(Fn& call, at::Device device) {
+    // Where the recorded run wrote nothing, a write is an error anyway.
+    std::optional<OperatorWatch> watch;
+    if (moment_ == Moment::kAfter || recorded_.wrote_something() ||
+        recorded_.draws()) {
+      watch.emplace(recorded_.tensors(), device);
+    }
     const StatisticsStill still(parts_);
     try {
       auto value = call();
       note_writes(watch);
+      draws_ = watch ? watch->draws() : std::nullopt;
       check_writes();
       return value;
     } catch (...) {
       note_writes(watch);
       throw;
     }
+  }
+
+  /// The draws of the last run, where the recorded one drew.
+  std::optional<uint64_t> draws() const {
+    return draws_;
   }
 
  private:
@@ -245,7 +271,9 @@ class ModuleStateGuard {
         tensor.sizes(),
         ". Resize it before forward or after backward.");
     const uint32_t version = version_of(tensor);
-    if (moment_ == Moment::kAfter && version == entry.version_after) {
+    const bool counted = entry.version_after != entry.version_before;
+    if (moment_ == Moment::kAfter && counted &&
+        version == entry.version_after) {
       return; // it is as the run left it
     }
     found_.push_back({tensor, tensor.detach().clone(), version});
@@ -257,10 +285,10 @@ class ModuleStateGuard {
   }
 
   /// What the run wrote, and its recording did not, is put back, too.
-  void note_writes(WriteWatch& watch) {
-    for (size_t i = 0; i < recorded_.tensors_.size(); ++i) {
+  void note_writes(std::optional<OperatorWatch>& watch) {
+    for (size_t i = 0; watch && i < recorded_.tensors_.size(); ++i) {
       const auto& entry = recorded_.tensors_[i];
-      at::Tensor before = watch.take_before(i);
+      at::Tensor before = watch->take_before(i);
       const bool known =
           std::any_of(found_.begin(), found_.end(), [&](const Found& found) {
             return found.tensor.is_same(entry.tensor());
@@ -317,6 +345,7 @@ class ModuleStateGuard {
   std::vector<std::shared_ptr<torch::nn::Module>> parts_;
   std::vector<bool> found_training_;
   std::vector<Found> found_;
+  std::optional<uint64_t> draws_;
 };
 
 } // namespace memcnn::detail

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/generator_state.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
@@ -10,8 +11,10 @@
 #include <ATen/record_function.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -35,18 +38,21 @@ struct InputsOf {
 };
 template struct InputsOf<&at::RecordFunction::inputs_>;
 
-/// Copies tensors just before an operator writes to them, and only those: the
-/// operators of this thread are looked at while it lives.
+/// Looks at the operators of this thread while it lives. Copies tensors just
+/// before an operator writes to them, and only those; notes the default
+/// generators where one draws from them.
 ///
-/// An operator says in its schema which arguments it writes; those that have
-/// running statistics write them without saying so. What writes through a raw
-/// pointer, or in another thread, is not seen.
-class WriteWatch {
+/// An operator says in its schema which arguments it writes, and that it takes a
+/// generator; those that have running statistics write them without saying so.
+/// What writes through a raw pointer, or in another thread, is not seen.
+class OperatorWatch {
  public:
-  explicit WriteWatch(const Tensors& tensors) : outer_(innermost()) {
+  /// The generators are those that a module on the device can draw from.
+  OperatorWatch(const Tensors& tensors, at::Device device)
+      : outer_(innermost()), device_(device) {
+    entries_.reserve(tensors.size());
     for (const at::Tensor& tensor : tensors) {
-      entries_.push_back({tensor, at::Tensor()});
-      by_memory_[memory_of(tensor)].push_back(entries_.size() - 1);
+      entries_.push_back({tensor, memory_of(tensor), at::Tensor()});
     }
     if (!at::isRecordFunctionEnabled()) {
       for (Entry& entry : entries_) { // nothing will be seen
@@ -56,15 +62,15 @@ class WriteWatch {
     // One callback serves all that watch in this thread.
     if (outer_ == nullptr) {
       callback_ = at::addThreadLocalCallback(
-          at::RecordFunctionCallback(&before_operator)
+          at::RecordFunctionCallback(&before_operator, &after_operator)
               .needsInputs(true)
               .scopes({at::RecordScope::FUNCTION}));
     }
     innermost() = this;
   }
-  WriteWatch(const WriteWatch&) = delete;
-  WriteWatch& operator=(const WriteWatch&) = delete;
-  ~WriteWatch() {
+  OperatorWatch(const OperatorWatch&) = delete;
+  OperatorWatch& operator=(const OperatorWatch&) = delete;
+  ~OperatorWatch() {
     innermost() = outer_;
     if (outer_ == nullptr) {
       at::removeCallback(callback_);
@@ -79,21 +85,34 @@ class WriteWatch {
     return std::move(entries_[i].before);
   }
 
+  /// What the default generators were like before and after each draw, in short;
+  /// none where no operator drew.
+  std::optional<uint64_t> draws() const {
+    return draws_;
+  }
+
  private:
   struct Entry {
     at::Tensor tensor;
+    const void* memory;
     at::Tensor before;
   };
 
-  /// Which arguments an operator writes.
-  struct Writes {
-    std::vector<size_t> always;
-    std::vector<size_t> in_training; // running statistics ...
-    std::optional<size_t> training; // ... if this argument is true
+  /// What an operator does, by the numbers of its arguments.
+  struct Effects {
+    std::vector<size_t> writes;
+    std::vector<size_t> writes_in_training; // running statistics ...
+    std::optional<size_t> training; // ... if this is true
+    std::optional<size_t> generator; // the default one where this is none
   };
 
-  static WriteWatch*& innermost() {
-    static thread_local WriteWatch* watch = nullptr;
+  /// What an operator that draws is known by when it ends.
+  struct Draw final : at::ObserverContext {
+    std::unique_lock<std::recursive_mutex> lock{draw_mutex()};
+  };
+
+  static OperatorWatch*& innermost() {
+    static thread_local OperatorWatch* watch = nullptr;
     return watch;
   }
 
@@ -105,10 +124,12 @@ class WriteWatch {
   }
 
   /// Observers that throw are not heard: a copy that fails is told later.
-  void copy_all(const std::vector<size_t>& entries) {
+  void copy_all_at(const void* memory) {
     try {
-      for (const size_t i : entries) {
-        copy(entries_[i]);
+      for (Entry& entry : entries_) {
+        if (entry.memory == memory) {
+          copy(entry);
+        }
       }
     } catch (...) {
       failure_ = std::current_exception();
@@ -122,27 +143,29 @@ class WriteWatch {
     }
   }
 
-  static Writes read(const c10::FunctionSchema& schema) {
-    Writes writes;
+  static Effects read(const c10::FunctionSchema& schema) {
+    Effects effects;
     const auto& arguments = schema.arguments();
     for (size_t i = 0; i < arguments.size(); ++i) {
       const std::string& name = arguments[i].name();
       const auto* alias = arguments[i].alias_info();
       if (alias != nullptr && alias->isWrite()) {
-        writes.always.push_back(i);
+        effects.writes.push_back(i);
       } else if (name == "running_mean" || name == "running_var") {
-        writes.in_training.push_back(i);
+        effects.writes_in_training.push_back(i);
       } else if (name == "training" || name == "use_input_stats") {
-        writes.training = i;
+        effects.training = i;
+      } else if (name == "generator") {
+        effects.generator = i;
       }
     }
-    return writes;
+    return effects;
   }
 
   /// Read once an operator: copying a schema is dear. Its name lives as long as
   /// the operator, so that the address tells operators apart.
-  static const Writes& writes_of(const at::RecordFunction& function) {
-    static thread_local std::unordered_map<const char*, Writes> known;
+  static const Effects& effects_of(const at::RecordFunction& function) {
+    static thread_local std::unordered_map<const char*, Effects> known;
     const auto [found, is_new] = known.try_emplace(function.name());
     if (is_new) {
       if (const auto schema = function.operator_schema()) {
@@ -158,20 +181,43 @@ class WriteWatch {
       return nullptr; // a thread that inherited the callback
     }
     const auto inputs = inputs_of(function);
-    const Writes& writes = writes_of(function);
-    for (const size_t i : writes.always) {
+    std::unique_ptr<at::ObserverContext> draw;
+    const Effects& effects = effects_of(function);
+    if (effects.generator && *effects.generator < inputs.size() &&
+        inputs[*effects.generator].isNone()) {
+      draw = std::make_unique<Draw>();
+      see_draw();
+    }
+    for (const size_t i : effects.writes) {
       see_written(inputs, i);
     }
-    const bool training = !writes.training ||
-        (*writes.training < inputs.size() &&
-         inputs[*writes.training].isBool() &&
-         inputs[*writes.training].toBool());
+    const bool training = !effects.training ||
+        (*effects.training < inputs.size() &&
+         inputs[*effects.training].isBool() &&
+         inputs[*effects.training].toBool());
     if (training) {
-      for (const size_t i : writes.in_training) {
+      for (const size_t i : effects.writes_in_training) {
         see_written(inputs, i);
       }
     }
-    return nullptr;
+    return draw;
+  }
+
+  static void after_operator(
+      const at::RecordFunction& /*function*/,
+      at::ObserverContext* draw) {
+    if (draw != nullptr) {
+      see_draw();
+      static_cast<Draw*>(draw)->lock.unlock();
+    }
+  }
+
+  static void see_draw() {
+    for (OperatorWatch* watch = innermost(); watch != nullptr;
+         watch = watch->outer_) {
+      watch->draws_ = watch->draws_.value_or(0) * 31 +
+          GeneratorState::now(watch->device_).hash();
+    }
   }
 
   static void see_written(c10::ArrayRef<const c10::IValue> inputs, size_t i) {
@@ -192,20 +238,18 @@ class WriteWatch {
       return;
     }
     const void* memory = memory_of(tensor);
-    for (WriteWatch* watch = innermost(); watch != nullptr;
+    for (OperatorWatch* watch = innermost(); watch != nullptr;
          watch = watch->outer_) {
-      const auto found = watch->by_memory_.find(memory);
-      if (found != watch->by_memory_.end()) {
-        watch->copy_all(found->second);
-      }
+      watch->copy_all_at(memory);
     }
   }
 
-  WriteWatch* outer_;
+  OperatorWatch* outer_;
+  at::Device device_;
   at::CallbackHandle callback_ = at::INVALID_CALLBACK_HANDLE;
   std::vector<Entry> entries_;
   std::exception_ptr failure_;
-  std::unordered_map<const void*, std::vector<size_t>> by_memory_;
+  std::optional<uint64_t> draws_;
 };
 
 } // namespace memcnn::detail
