@@ -58,6 +58,22 @@ inline Folder folder_of(
 
 } // namespace detail
 
+/// Whether two paths lead to one file, or would once there is one.
+inline bool is_same_file(
+    const std::filesystem::path& one,
+    const std::filesystem::path& other) {
+  std::error_code error;
+  if (std::filesystem::equivalent(one, other, error)) {
+    return true;
+  }
+  const auto place = [&](const std::filesystem::path& path) {
+    return std::filesystem::weakly_canonical(
+        std::filesystem::absolute(detail::behind_links(path)), error);
+  };
+  const auto first = place(one);
+  return !first.empty() && first == place(other);
+}
+
 /// Writes a file so that the old or the whole new one is there, always. A link
 /// to it stays one. `flag` is what the user may change.
 ///

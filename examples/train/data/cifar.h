@@ -161,7 +161,35 @@ inline Images read_cifar_files(
   return images;
 }
 
+/// `directory` itself or the folder in it that the published archive unpacks
+/// to.
+inline std::filesystem::path cifar_folder(
+    const CifarFiles& files,
+    const std::string& directory) {
+  const std::filesystem::path folder = directory.empty()
+      ? std::filesystem::path(MEMCNN_TRAIN_DATA_DIR) / files.name
+      : std::filesystem::path(directory);
+  std::error_code error;
+  return std::filesystem::is_directory(folder / files.folder, error)
+      ? folder / files.folder
+      : folder;
+}
+
 } // namespace detail
+
+/// The files that read_cifar() reads.
+inline std::vector<std::filesystem::path> cifar_paths(
+    const CifarFiles& files,
+    const std::string& directory) {
+  const auto folder = detail::cifar_folder(files, directory);
+  std::vector<std::filesystem::path> paths;
+  for (const auto* names : {&files.train, &files.test}) {
+    for (const auto& name : *names) {
+      paths.push_back(folder / name);
+    }
+  }
+  return paths;
+}
 
 /// Reads a data set, and checks sizes and labels on the way.
 ///
@@ -173,13 +201,7 @@ inline Images read_cifar_files(
 inline DataSet read_cifar(
     const CifarFiles& files,
     const std::string& directory) {
-  std::filesystem::path folder = directory.empty()
-      ? std::filesystem::path(MEMCNN_TRAIN_DATA_DIR) / files.name
-      : std::filesystem::path(directory);
-  std::error_code error;
-  if (std::filesystem::is_directory(folder / files.folder, error)) {
-    folder /= files.folder;
-  }
+  const auto folder = detail::cifar_folder(files, directory);
   return {
       detail::read_cifar_files(
           files, folder, files.train, files.records_per_train_file),

@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,17 @@ namespace training {
 inline const std::vector<std::string>& dataset_names() {
   static const std::vector<std::string> all{"cifar10", "cifar100", "synthetic"};
   return all;
+}
+
+/// The files that load_dataset() reads.
+inline std::vector<std::filesystem::path> dataset_files(const Config& config) {
+  if (config.dataset == "cifar10") {
+    return cifar_paths(cifar10_files(), config.data_dir);
+  }
+  if (config.dataset == "cifar100") {
+    return cifar_paths(cifar100_files(), config.data_dir);
+  }
+  return {};
 }
 
 /// Loads the data set of a configuration.

@@ -6,6 +6,7 @@
 #include "train/base/folder.h"
 #include "train/base/format_error.h"
 #include "train/run/checkpoint.h"
+#include "train/run/checkpoint_content.h"
 #include "train/run/checkpoint_files.h"
 #include "train/run/log.h"
 #include "train/run/print.h"
@@ -16,6 +17,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 
 namespace training {
@@ -33,6 +35,21 @@ inline RunState restore(
         checkpoints.read(path), path, config, fingerprint, trainer);
   } catch (const FormatError& flaw) {
     checkpoints.refuse(path, flaw);
+  }
+}
+
+/// Says what is lost where the last checkpoint could be read, such as where the
+/// same command is given twice.
+inline void warn_of_loss(const CheckpointFiles& checkpoints) {
+  try {
+    const auto last = checkpoints.last();
+    const Checkpoint lost = parse_checkpoint(checkpoints.read(last));
+    print_warning(fmt::format(
+        "the checkpoint {} is whole, but --from-previous gives up what it has "
+        "of iteration {}",
+        last.string(),
+        lost.state.iteration));
+  } catch (const std::exception&) { // damaged or gone: nothing is lost
   }
 }
 
@@ -54,6 +71,7 @@ inline RunState resume(
   }
   check_log(folder, state.log, path);
   if (config.from_previous) {
+    warn_of_loss(checkpoints);
     checkpoints.go_back();
   }
   say("going on from {} at iteration {}", path.string(), state.iteration);

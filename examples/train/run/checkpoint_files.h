@@ -18,6 +18,9 @@ namespace training {
 /// The checkpoints of a run on disk: the last one, and the one before it.
 class CheckpointFiles final {
  public:
+  static constexpr const char* kLast = "checkpoint.memcnn";
+  static constexpr const char* kPrevious = "checkpoint.previous.memcnn";
+
   /// Throws:   Error if something else than a file has the name of one.
   explicit CheckpointFiles(const Folder& folder) : folder_(folder) {
     folder.check_place(kLast);
@@ -100,8 +103,6 @@ class CheckpointFiles final {
   }
 
  private:
-  static constexpr const char* kLast = "checkpoint.memcnn";
-  static constexpr const char* kPrevious = "checkpoint.previous.memcnn";
   static constexpr const char* kSpare = "checkpoint.previous.memcnn.partial";
 
   /// By a second name for the same file, so that the first stays in place.

@@ -14,6 +14,8 @@
 
 namespace training {
 
+inline constexpr const char* kLockName = "lock";
+
 namespace detail {
 
 /// Whether another program has the lock, or takes it. The system drops it with
@@ -38,7 +40,7 @@ class ResultsDir final {
   ///           it.
   explicit ResultsDir(const std::filesystem::path& path)
       : folder_(path, "--results-dir"),
-        lock_(folder_.open("lock", O_RDWR | O_CREAT)) {
+        lock_(folder_.open(kLockName, O_RDWR | O_CREAT)) {
     if (!lock_.is_open()) {
       folder_.stop_on_unwritable();
     }

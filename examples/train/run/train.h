@@ -12,6 +12,7 @@
 #include "train/run/comparison.h"
 #include "train/run/interrupt.h"
 #include "train/run/log.h"
+#include "train/run/own_files.h"
 #include "train/run/print.h"
 #include "train/run/progress_line.h"
 #include "train/run/results.h"
@@ -27,6 +28,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -81,8 +83,17 @@ inline bool finish(
   return true;
 }
 
+/// How a run that was stopped goes on: with these flags it would not do so from
+/// its last checkpoint.
+inline std::string how_to_go_on(const Config& config) {
+  return fmt::format(
+      "the same command without {} goes on from there",
+      config.from_previous ? "--from-previous" : "--fresh");
+}
+
 /// What a run says that could not print all of it; stderr may still be read.
-inline void print_lost_output(const RunState& state, bool finished) {
+inline void
+print_lost_output(const Config& config, const RunState& state, bool finished) {
   std::fputs(
       fmt::format(
           "memcnn_train: expected stdout to be writable, but writing it failed: "
@@ -90,9 +101,9 @@ inline void print_lost_output(const RunState& state, bool finished) {
           std::generic_category().message(output_error()),
           finished ? "The run is done, and all its files are written."
                    : fmt::format(
-                         "The run stopped at iteration {}; the same command "
-                         "without --fresh goes on from there.",
-                         state.iteration))
+                         "The run stopped at iteration {}; {}.",
+                         state.iteration,
+                         how_to_go_on(config)))
           .c_str(),
       stderr);
 }
@@ -105,6 +116,9 @@ inline void print_lost_output(const RunState& state, bool finished) {
 ///
 /// Throws:   Error for all that the user can put right.
 inline int train(const Config& config) {
+  if (!config.save_weights.empty()) {
+    check_save_weights(config);
+  }
   const torch::Device device = detail::device_for(config);
   if (config.threads > 0) {
     torch::set_num_threads(config.threads);
@@ -141,13 +155,13 @@ inline int train(const Config& config) {
   const bool finished =
       detail::finish(config, data, folder, run, trainer, meter, progress);
   if (output_error() != 0) {
-    detail::print_lost_output(run.state(), finished);
+    detail::print_lost_output(config, run.state(), finished);
     return 128 + interrupted();
   }
   if (!finished) {
-    say("stopped at iteration {}; the same command without --fresh goes on "
-        "from there",
-        run.state().iteration);
+    say("stopped at iteration {}; {}",
+        run.state().iteration,
+        detail::how_to_go_on(config));
     return 128 + interrupted();
   }
   return 0;

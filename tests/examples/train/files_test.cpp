@@ -251,6 +251,39 @@ TEST_F(FilesOfARun, ReplaceNothingButAFileByWeights) {
   }
 }
 
+TEST_F(FilesOfARun, AreNotReplacedByItsWeights) {
+  fs::create_directories(directory_ / "here");
+  fs::create_directories(directory_ / "data");
+  write(directory_ / "data" / "test.bin", "images");
+  fs::create_hard_link(directory_ / "data" / "test.bin", directory_ / "images");
+  fs::create_symlink("here/log.jsonl", directory_ / "link_to_log");
+  for (const std::string file :
+       {"here/lock",
+        "here/run.json",
+        "here/results.json",
+        "here/log.jsonl",
+        "here/checkpoint.memcnn",
+        "here/checkpoint.memcnn.partial",
+        "here/../here/checkpoint.previous.memcnn",
+        "there/../here/checkpoint.previous.memcnn.partial",
+        "link_to_log",
+        "data/train.bin",
+        "data/test.bin",
+        "images"}) {
+    expect_error(
+        short_run(
+            "resnet32 cifar100 --data-dir data --results-dir here "
+            "--save-weights " +
+            file),
+        "expected --save-weights to be a file that the run has no other use "
+        "for, but got " +
+            file + ". Give another --save-weights.");
+  }
+  EXPECT_TRUE(fs::is_empty(directory_ / "here"));
+  EXPECT_EQ(read(directory_ / "data" / "test.bin"), "images");
+  EXPECT_EQ(save_weights("here/weights.pt").exit_code, 0);
+}
+
 TEST_F(FilesOfARun, TakeNoWeightsFromAPipe) {
   make_pipe(directory_ / "pipe");
   expect_error(

@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 using memcnn_test::read;
 using memcnn_test::Result;
 using nlohmann::json;
+using testing::HasSubstr;
 using testing::MatchesRegex;
 
 class StreamsOfARun : public memcnn_test::TrainProgramTest {
@@ -77,6 +78,13 @@ TEST_F(StreamsOfARun, StopItWithACheckpointWhereTheDiskIsFull) {
       "The run stopped at iteration 1; the same command without --fresh goes on "
       "from there.");
   EXPECT_TRUE(fs::exists(here("checkpoint.memcnn")));
+  fs::copy(here("checkpoint.memcnn"), here("checkpoint.previous.memcnn"));
+  const auto again =
+      train_shell("$TRAIN " + steps(100000) + " --from-previous > /dev/full");
+  EXPECT_THAT(
+      again.err,
+      HasSubstr("the same command without --from-previous goes on from "
+                "there.\n"));
 }
 
 TEST_F(StreamsOfARun, SayWhereTheEndOfARunIsNotPrinted) {

@@ -363,6 +363,16 @@ TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
   EXPECT_EQ(rows(second.out).size(), 4U);
 }
 
+TEST_F(SurvivingRun, SaysWhichStepsItGivesUpForThePreviousCheckpoint) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto again = train(six_steps() + " --from-previous");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_EQ(
+      again.err,
+      "memcnn_train: warning: the checkpoint here/checkpoint.memcnn is whole, "
+      "but --from-previous gives up what it has of iteration 6\n");
+}
+
 TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
   fs::create_directories(directory_ / "here");
   const auto expect_refused = [&](const std::string& bytes,
