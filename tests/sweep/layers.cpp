@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace memcnn_test {
@@ -512,11 +513,13 @@ Family pooling_of_volumes() {
 Family resampling() {
   const auto resized = [](auto mode) {
     return [mode](int64_t) {
-      return chained(
-          Upsample(UpsampleOptions()
-                       .scale_factor(std::vector<double>{2, 2})
-                       .mode(mode)),
-          AvgPool2d(2));
+      auto options =
+          UpsampleOptions().scale_factor(std::vector<double>{2, 2}).mode(mode);
+      if constexpr (!std::
+                        is_same_v<decltype(mode), torch::enumtype::kNearest>) {
+        options.align_corners(false); // said, or LibTorch warns
+      }
+      return chained(Upsample(options), AvgPool2d(2));
     };
   };
   return Family(kImage)

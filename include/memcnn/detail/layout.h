@@ -108,7 +108,7 @@ inline at::Tensor laid_out_as(const at::Tensor& like, at::Tensor tensor) {
 /// by a gradient laid out otherwise.
 inline Tensors laid_out_as(const Tensors& like, Tensors gradients) {
   for (size_t i = 0; i < like.size(); ++i) {
-    gradients[i] = laid_out_as(like[i], std::move(gradients[i]));
+    gradients[i] = with_strides(gradients[i], dense_strides(like[i]));
   }
   return gradients;
 }

@@ -35,7 +35,12 @@ inline uint32_t version_of(const at::Tensor& tensor) {
 inline void
 rewind(const at::Tensor& tensor, const at::Tensor& value, uint32_t version) {
   const at::NoGradGuard no_grad;
-  tensor.variable_data().copy_(value);
+  // What is not strided is replaced as a whole, which an alias would not show.
+  if (tensor.layout() == at::kStrided) {
+    tensor.variable_data().copy_(value);
+  } else {
+    at::Tensor(tensor).copy_(value);
+  }
   if (!tensor.is_inference()) {
     c10::VariableVersion counter =
         tensor.unsafeGetTensorImpl()->version_counter();
@@ -81,14 +86,15 @@ inline std::vector<NamedTensor> state_tensors(
 class ModuleState {
  public:
   /// The module as it is before a run ...
-  explicit ModuleState(torch::nn::Module& module) {
+  explicit ModuleState(torch::nn::Module& module) : module_(&module) {
     const auto parts = module.modules();
     for (const auto& part : parts) {
       training_.push_back(part->is_training());
     }
     for (NamedTensor& each : state_tensors(parts)) {
       const uint32_t version = version_of(each.tensor);
-      tensors_.push_back({std::move(each), version, version, {}, {}});
+      const void* memory = memory_of(each.tensor);
+      tensors_.push_back({std::move(each), memory, version, version, {}, {}});
     }
   }
 
@@ -99,6 +105,7 @@ class ModuleState {
     OperatorWatch watch(tensors(), device);
     auto value = call();
     draws_ = watch.draws();
+    check_same_tensors(module_->modules());
     for (size_t i = 0; i < tensors_.size(); ++i) {
       Entry& entry = tensors_[i];
       entry.before = watch.take_before(i);
@@ -111,6 +118,7 @@ class ModuleState {
           entry.tensor().sizes(),
           ") while its module runs, but got a write by something else. Write "
           "it in the module's forward, or between two steps.");
+      check_same_memory(entry);
       if (keep_after && entry.before.defined()) {
         entry.after = entry.tensor().detach().clone();
       }
@@ -128,6 +136,7 @@ class ModuleState {
 
   struct Entry {
     NamedTensor of;
+    const void* memory;
     uint32_t version_before;
     uint32_t version_after;
     at::Tensor before; // defined where the run wrote the tensor
@@ -156,6 +165,41 @@ class ModuleState {
     return result;
   }
 
+  static void check_same_memory(const Entry& entry) {
+    TORCH_CHECK(
+        memory_of(entry.tensor()) == entry.memory,
+        "memcnn: expected '",
+        entry.name(),
+        "' to keep its memory from forward to backward, but got other memory "
+        "by set_data() or set_(). Write to it in place, by copy_().");
+  }
+
+  /// Stops where tensors were replaced since the constructor. New buffers are
+  /// no matter: the second run finds them.
+  void check_same_tensors(
+      const std::vector<std::shared_ptr<torch::nn::Module>>& parts) const {
+    std::unordered_set<const at::TensorImpl*> now;
+    for (const auto& part : parts) {
+      for (const at::Tensor& each : part->parameters(/*recurse=*/false)) {
+        now.insert(each.unsafeGetTensorImpl());
+      }
+      for (const at::Tensor& each : part->buffers(/*recurse=*/false)) {
+        now.insert(each.unsafeGetTensorImpl());
+      }
+    }
+    for (const Entry& entry : tensors_) {
+      TORCH_CHECK(
+          now.count(entry.tensor().unsafeGetTensorImpl()) != 0,
+          "memcnn: expected '",
+          entry.name(),
+          "' (sizes ",
+          entry.tensor().sizes(),
+          ") to stay registered from forward to backward, but got another "
+          "tensor in its place. Write to it in place, by copy_().");
+    }
+  }
+
+  torch::nn::Module* module_;
   std::vector<bool> training_;
   std::vector<Entry> tensors_;
   std::optional<uint64_t> draws_;
@@ -185,15 +229,21 @@ class ModuleStateGuard {
         " parts between forward and backward, but got ",
         parts_.size(),
         ". Add or remove children before forward or after backward.");
+    recorded.check_same_tensors(parts_);
     check_unchanged();
     for (const auto& part : parts_) {
       found_training_.push_back(part->is_training());
     }
     try {
+      // All are noted before one is set: they may be views of one memory.
+      std::vector<const ModuleState::Entry*> to_set;
       for (const auto& entry : recorded.tensors_) {
-        if (entry.before.defined()) {
-          set_to_moment(entry);
+        if (entry.before.defined() && note_found(entry)) {
+          to_set.push_back(&entry);
         }
+      }
+      for (const ModuleState::Entry* entry : to_set) {
+        set_to_moment(*entry);
       }
       set_modes(recorded.training_);
     } catch (...) {
@@ -245,6 +295,7 @@ class ModuleStateGuard {
 
   void check_unchanged() const {
     for (const auto& entry : recorded_.tensors_) {
+      ModuleState::check_same_memory(entry);
       TORCH_CHECK(
           entry.before.defined() ||
               entry.version_after == version_of(entry.tensor()),
@@ -259,7 +310,8 @@ class ModuleStateGuard {
     }
   }
 
-  void set_to_moment(const ModuleState::Entry& entry) {
+  /// Returns whether the tensor has to be set; then its value is kept.
+  bool note_found(const ModuleState::Entry& entry) {
     const at::Tensor& tensor = entry.tensor();
     TORCH_CHECK(
         tensor.sizes() == entry.before.sizes(),
@@ -274,9 +326,14 @@ class ModuleStateGuard {
     const bool counted = entry.version_after != entry.version_before;
     if (moment_ == Moment::kAfter && counted &&
         version == entry.version_after) {
-      return; // it is as the run left it
+      return false; // it is as the run left it
     }
     found_.push_back({tensor, tensor.detach().clone(), version});
+    return true;
+  }
+
+  void set_to_moment(const ModuleState::Entry& entry) const {
+    const at::Tensor& tensor = entry.tensor();
     if (moment_ == Moment::kAfter) {
       rewind(tensor, entry.after, entry.version_after);
     } else {
@@ -320,8 +377,8 @@ class ModuleStateGuard {
   void restore() {
     set_modes(found_training_);
     in_destructor([&] {
-      for (const Found& each : found_) {
-        rewind(each.tensor, each.value, each.version);
+      for (auto found = found_.rbegin(); found != found_.rend(); ++found) {
+        rewind(found->tensor, found->value, found->version);
       }
     });
   }

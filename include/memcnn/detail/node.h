@@ -95,9 +95,14 @@ class InvertibleFunction
       const State& state) {
     context->set_materialize_grads(false);
     state->recording.note_inputs(inputs);
+    std::vector<uint32_t> versions;
+    for (const at::Tensor& input : inputs) {
+      versions.push_back(version_of(input));
+    }
     Tensors outputs =
         state->block->run(state->direction, inputs.vec(), state->recording);
     state->recording.replay_from_here();
+    check_kept(*state, inputs, versions);
     context->mark_non_differentiable(save(*state, inputs, outputs, parameters));
     // A node's saved_data holds IValues, and a capsule is the one that holds an
     // object of any class.
@@ -148,6 +153,24 @@ class InvertibleFunction
  private:
   static bool is_differentiable(const at::Tensor& tensor) {
     return tensor.is_floating_point() || tensor.is_complex();
+  }
+
+  /// Stops where inputs that are kept for the second run are not those of the
+  /// first any more.
+  static void check_kept(
+      const NodeState& state,
+      at::TensorList inputs,
+      const std::vector<uint32_t>& versions) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      TORCH_CHECK(
+          !(state.keep_inputs || !is_differentiable(inputs[i])) ||
+              version_of(inputs[i]) == versions[i],
+          state.place,
+          ": expected the module to leave the inputs that are kept for "
+          "backward as they are, but got a change in place (",
+          describe(inputs[i]),
+          "). Let it begin with an operation that is not in place.");
+    }
   }
 
   /// Notes what backward will need; returns the outputs that have no gradient.

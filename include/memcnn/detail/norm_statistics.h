@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/batchnorm.h>
 
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <typeinfo>
 #include <utility>
@@ -37,8 +39,8 @@ inline bool only_writes_its_buffers(torch::nn::Module& part) {
 }
 
 /// While it lives, batch normalisation that trains leaves its running
-/// statistics and its count of batches as they are: who reads them in between
-/// finds them, and no copy is needed.
+/// statistics as they are, and does not count: who reads the statistics in
+/// between finds them, and no copy is needed.
 class StatisticsStill {
  public:
   explicit StatisticsStill(
@@ -49,10 +51,15 @@ class StatisticsStill {
       }
       as_batch_norm(*part, [&](auto& norm) {
         if (norm.running_mean.defined()) {
-          found_.push_back({&norm.options, norm.options});
-          // Without tracking nothing is counted, and with momentum 0 nothing is
-          // added: r becomes 0 * m + 1 * r. What is not finite becomes NaN.
-          norm.options.track_running_stats(false).momentum(0.0);
+          found_.push_back(
+              {&norm.num_batches_tracked,
+               std::move(norm.num_batches_tracked),
+               &norm.options,
+               norm.options.momentum()});
+          // Without the count nothing is counted, and with momentum 0 nothing
+          // is added: r becomes 0 * m + 1 * r. What is not finite becomes NaN.
+          norm.num_batches_tracked = at::Tensor();
+          norm.options.momentum(0.0);
         }
       });
     }
@@ -60,14 +67,21 @@ class StatisticsStill {
   StatisticsStill(const StatisticsStill&) = delete;
   StatisticsStill& operator=(const StatisticsStill&) = delete;
   ~StatisticsStill() {
-    for (auto& [options, found] : found_) {
-      *options = std::move(found);
+    // Last in, first out: a part may be listed twice.
+    for (auto found = found_.rbegin(); found != found_.rend(); ++found) {
+      *found->count = std::move(found->value);
+      found->options->momentum(found->momentum);
     }
   }
 
  private:
-  using Options = torch::nn::BatchNormOptions;
-  std::vector<std::pair<Options*, Options>> found_;
+  struct Found {
+    at::Tensor* count;
+    at::Tensor value;
+    torch::nn::BatchNormOptions* options;
+    std::optional<double> momentum;
+  };
+  std::vector<Found> found_;
 };
 
 } // namespace memcnn::detail

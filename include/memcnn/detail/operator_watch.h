@@ -116,13 +116,6 @@ class OperatorWatch {
     return watch;
   }
 
-  /// Tensors of one memory are written together.
-  static const void* memory_of(const at::Tensor& tensor) {
-    return tensor.has_storage()
-        ? static_cast<const void*>(tensor.storage().unsafeGetStorageImpl())
-        : tensor.unsafeGetTensorImpl();
-  }
-
   /// Observers that throw are not heard: a copy that fails is told later.
   void copy_all_at(const void* memory) {
     try {

@@ -16,6 +16,14 @@ namespace memcnn::detail {
 /// Inputs, outputs or gradients of a run, in their order.
 using Tensors = std::vector<at::Tensor>;
 
+/// What holds a tensor's numbers: set_data() changes it, and no version.
+/// Tensors of one memory are written together.
+inline const void* memory_of(const at::Tensor& tensor) {
+  return tensor.has_storage()
+      ? static_cast<const void*>(tensor.storage().unsafeGetStorageImpl())
+      : tensor.unsafeGetTensorImpl();
+}
+
 /// What a tensor is like, its values apart.
 struct TensorMeta {
   explicit TensorMeta(const at::Tensor& tensor)
