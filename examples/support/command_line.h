@@ -10,8 +10,11 @@
 #include <CLI/CLI.hpp>
 
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <sstream>
 #include <string>
@@ -76,6 +79,38 @@ inline CLI::Validator number_up_to(double most) {
       bounds);
 }
 
+/// Of a file or folder. An empty one would count as none given.
+inline CLI::Validator file_name() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        return text.empty() ? "a file name cannot be empty" : "";
+      },
+      /*validator_desc=*/"");
+}
+
+/// Files that are read as a whole before any of their options is known. CLI11
+/// would wait for a pipe, read a device for ever, and take one that cannot be
+/// read for an empty one.
+inline CLI::Validator config_file() {
+  constexpr size_t kMostBytes = 1 << 20; // thousands of times any in use
+  return CLI::Validator(
+      [](const std::string& path) -> std::string {
+        std::error_code error;
+        if (!std::filesystem::is_regular_file(path, error)) {
+          return fmt::format("\"{}\" is no file", path);
+        }
+        std::string bytes(kMostBytes + 1, '\0');
+        std::ifstream file(path, std::ios::binary);
+        file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+        if (file) {
+          return fmt::format("\"{}\" has more than 1 MiB", path);
+        }
+        const bool is_read = file.is_open() && !file.bad();
+        return is_read ? "" : fmt::format("\"{}\" cannot be read", path);
+      },
+      /*validator_desc=*/"");
+}
+
 /// --version and --config, and defaults in the text of --help.
 inline void add_common_options(CLI::App& app) {
   app.option_defaults()->always_capture_default();
@@ -83,7 +118,8 @@ inline void add_common_options(CLI::App& app) {
       "--version", fmt::format("{} {}", app.get_name(), version()));
   app.set_config("--config")
       ->description("Read options from this TOML file; those given here win")
-      ->option_text("FILE");
+      ->option_text("FILE")
+      ->check(config_file());
   app.allow_config_extras(CLI::config_extras_mode::error);
 }
 

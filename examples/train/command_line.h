@@ -58,11 +58,12 @@ inline void add_recipe(CLI::App& app, Config& config) {
          "--seed", config.seed, "Seed of weights, image order and augmentation")
       ->transform(support::seed());
   app.add_option(
-      "--load-weights",
-      config.load_weights,
-      "Start from the weights in this file, a state dict written by "
-      "torch.save() from Python MemCNN's network, or by --save-weights "
-      "(default: random weights)");
+         "--load-weights",
+         config.load_weights,
+         "Start from the weights in this file, a state dict written by "
+         "torch.save() from Python MemCNN's network, or by --save-weights "
+         "(default: random weights)")
+      ->check(support::file_name());
 }
 
 inline void add_computation(CLI::App& app, Config& config) {
@@ -138,20 +139,23 @@ inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
 inline void add_files(CLI::App& app, Config& config) {
   app.option_defaults()->group("Files");
   app.add_option(
-      "--data-dir",
-      config.data_dir,
-      "Folder of the data set's files (default: where the build targets "
-      "download_cifar10 and download_cifar100 put them)");
+         "--data-dir",
+         config.data_dir,
+         "Folder of the data set's files (default: where the build targets "
+         "download_cifar10 and download_cifar100 put them)")
+      ->check(support::file_name());
   app.add_option(
-      "--results-dir",
-      config.results_dir,
-      "Folder for run.json, log.jsonl, results.json and checkpoint.memcnn "
-      "(default: results/MODEL-DATASET)");
+         "--results-dir",
+         config.results_dir,
+         "Folder for run.json, log.jsonl, results.json and checkpoint.memcnn "
+         "(default: results/MODEL-DATASET)")
+      ->check(support::file_name());
   app.add_option(
-      "--save-weights",
-      config.save_weights,
-      "At the end, write the weights to this file, for Python's torch.load() "
-      "and load_state_dict()");
+         "--save-weights",
+         config.save_weights,
+         "At the end, write the weights to this file, for Python's torch.load() "
+         "and load_state_dict()")
+      ->check(support::file_name());
   app.add_option(
          "--checkpoint-every",
          config.checkpoint_every,

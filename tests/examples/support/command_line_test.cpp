@@ -8,6 +8,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
@@ -232,7 +233,28 @@ TEST_F(ConfigFile, HasToBeThere) {
       [] {
         parsed({"--config", "nowhere.toml"});
       },
-      rejects("nowhere.toml"));
+      rejects("--config: \"nowhere.toml\" is no file"));
+}
+
+TEST_F(ConfigFile, IsAFileOfAtMostAMebibyte) {
+  const auto expect_rejected = [](const char* path, const char* why) {
+    EXPECT_THAT(
+        [&] {
+          parsed({"--config", path});
+        },
+        rejects("--config: \"" + std::string(path) + "\" " + why));
+  };
+  const std::string most = "#" + std::string((1 << 20) - 1, ' ');
+  EXPECT_EQ(parsed_with(most).rate, 0.5);
+  EXPECT_THAT(
+      [&] { parsed_with(most + " "); }, rejects("\" has more than 1 MiB"));
+  std::filesystem::remove(path_);
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  expect_rejected(path_.c_str(), "is no file");
+  expect_rejected("/dev/zero", "is no file");
+  expect_rejected("/", "is no file");
+  expect_rejected("", "is no file");
+  expect_rejected("/proc/self/mem", "cannot be read"); // at 0, by nobody
 }
 
 } // namespace

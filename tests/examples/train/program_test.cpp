@@ -108,6 +108,22 @@ TEST_F(TrainProgram, RejectsValueOutOfRange) {
   }
 }
 
+TEST_F(TrainProgram, RejectsEmptyFileNames) {
+  memcnn_test::write(directory_ / "empty.toml", "save-weights = \"\"\n");
+  const auto expect_refused = [&](const std::string& arguments,
+                                  const std::string& flag) {
+    expect_error(
+        train("resnet32 synthetic " + arguments),
+        "expected a valid command line, but got: " + flag +
+            ": a file name cannot be empty. See memcnn_train --help.");
+  };
+  for (const std::string flag :
+       {"--load-weights", "--save-weights", "--results-dir", "--data-dir"}) {
+    expect_refused(flag + " ''", flag);
+  }
+  expect_refused("--config empty.toml", "--save-weights");
+}
+
 TEST_F(TrainProgram, ReadsConfigFile) {
   memcnn_test::write(
       directory_ / "run.toml",
