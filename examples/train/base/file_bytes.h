@@ -7,8 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -37,30 +40,37 @@ inline std::string other_than_file(const struct stat& found) {
 struct FileContent {
   std::string bytes;
   std::string problem; // empty where there is none
+  size_t file_bytes = 0; // also where not all of them are read
 };
 
-/// Reads a file of a folder, or of AT_FDCWD. Never waits for another program.
-inline FileContent read_file(int folder, const std::string& name) {
+inline constexpr size_t kAllBytes = std::numeric_limits<size_t>::max();
+
+/// Reads a file of a folder, or of AT_FDCWD, or its first bytes. Never waits for
+/// another program.
+inline FileContent
+read_file(int folder, const std::string& name, size_t most = kAllBytes) {
   const Descriptor file(
       ::openat(folder, name.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   struct stat found {};
   if (!file.is_open() || ::fstat(file.number(), &found) != 0) {
-    return {"", last_error().message()};
+    return {"", last_error().message(), 0};
   }
   if (const auto other = other_than_file(found); !other.empty()) {
-    return {"", "it is " + other};
+    return {"", "it is " + other, 0};
   }
   FileContent content;
+  content.file_bytes = static_cast<size_t>(found.st_size);
   std::array<char, 65536> part;
   for (;;) {
-    const auto count = ::read(file.number(), part.data(), part.size());
+    const size_t wanted = std::min(part.size(), most - content.bytes.size());
+    const auto count = ::read(file.number(), part.data(), wanted);
     if (count == 0) {
       return content;
     }
     if (count > 0) {
       content.bytes.append(part.data(), static_cast<size_t>(count));
     } else if (errno != EINTR) {
-      return {"", last_error().message()};
+      return {"", last_error().message(), 0};
     }
   }
 }

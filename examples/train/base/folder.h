@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -92,8 +93,8 @@ class Folder final {
         kAnybody));
   }
 
-  FileContent read(const std::string& name) const {
-    return read_file(descriptor_.number(), name);
+  FileContent read(const std::string& name, size_t most = kAllBytes) const {
+    return read_file(descriptor_.number(), name, most);
   }
 
   /// Whether there is anything of that name.

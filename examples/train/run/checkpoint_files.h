@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/base/file_bytes.h"
 #include "train/base/folder.h"
 #include "train/base/format_error.h"
 #include "train/base/new_file.h"
@@ -9,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -60,17 +62,11 @@ class CheckpointFiles final {
   ///
   /// Throws:   Error if the file is damaged, or no checkpoint of this version.
   std::string read(const std::filesystem::path& path) const {
-    const auto sealed = folder_.read(path.filename());
-    if (!sealed.problem.empty()) {
-      throw support::Error(fmt::format(
-          "expected the checkpoint {} to be readable, but reading it "
-          "failed: {}.{}",
-          path.string(),
-          sealed.problem,
-          advice(path)));
-    }
     try {
-      return unseal(sealed.bytes);
+      // Before much is read of what may be anything.
+      const auto start = read_bytes(path, kMostSealBytes);
+      parse_seal(start.bytes, start.file_bytes);
+      return unseal(read_bytes(path, kAllBytes).bytes);
     } catch (const FormatError& flaw) {
       refuse(path, flaw);
     }
@@ -117,6 +113,19 @@ class CheckpointFiles final {
     }
     // Renaming one name of a file to another name of it does nothing.
     folder_.remove(kSpare);
+  }
+
+  FileContent read_bytes(const std::filesystem::path& path, size_t most) const {
+    auto content = folder_.read(path.filename(), most);
+    if (!content.problem.empty()) {
+      throw support::Error(fmt::format(
+          "expected the checkpoint {} to be readable, but reading it "
+          "failed: {}.{}",
+          path.string(),
+          content.problem,
+          advice(path)));
+    }
+    return content;
   }
 
   std::string advice(const std::filesystem::path& path) const {

@@ -32,13 +32,21 @@ inline std::string seal(const std::string& content) {
       content;
 }
 
-/// What seal() was given.
+inline constexpr size_t kMostSealBytes = 100; // of the first line
+
+/// What the first line says.
+struct ParsedSeal {
+  size_t line_bytes = 0;
+  std::string checksum;
+};
+
+/// Parses the first line, out of the first kMostSealBytes of `file_bytes`.
 ///
-/// Throws:   FormatError if it is damaged, or of another version.
-inline std::string unseal(const std::string& sealed) {
-  constexpr size_t kMostBytes = 100; // of the line
-  const auto end = sealed.substr(0, kMostBytes).find('\n');
-  std::istringstream line(sealed.substr(0, end));
+/// Throws:   FormatError if there is none, if it is of another version, or of
+///           another number of bytes.
+inline ParsedSeal parse_seal(const std::string& start, size_t file_bytes) {
+  const auto end = start.substr(0, kMostSealBytes).find('\n');
+  std::istringstream line(start.substr(0, end));
   std::string magic;
   int format = 0;
   line >> magic >> format;
@@ -52,18 +60,29 @@ inline std::string unseal(const std::string& sealed) {
         format,
         Seal::kFormat));
   }
-  size_t size = 0;
-  std::string sum;
-  line >> size >> sum;
-  std::string content = sealed.substr(end + 1);
-  const std::string found = checksum_text(checksum(content));
-  if (!line || content.size() != size || found != sum) {
+  ParsedSeal seal{end + 1, ""};
+  size_t expected = 0;
+  line >> expected >> seal.checksum;
+  const size_t found = file_bytes - seal.line_bytes;
+  if (!line || found != expected) {
     throw FormatError(fmt::format(
-        "it has {} bytes with checksum {} instead of {} with {}: it is damaged",
-        content.size(),
+        "it has {} bytes instead of {}: it is damaged", found, expected));
+  }
+  return seal;
+}
+
+/// What seal() was given.
+///
+/// Throws:   FormatError if it is damaged, or of another version.
+inline std::string unseal(const std::string& sealed) {
+  const ParsedSeal seal = parse_seal(sealed, sealed.size());
+  std::string content = sealed.substr(seal.line_bytes);
+  const std::string found = checksum_text(checksum(content));
+  if (found != seal.checksum) {
+    throw FormatError(fmt::format(
+        "it has checksum {} instead of {}: it is damaged",
         found,
-        size,
-        support::printable(sum)));
+        support::printable(seal.checksum)));
   }
   return content;
 }

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -149,6 +150,25 @@ TEST_F(FilesOfARun, KeepAPreviousCheckpointWhoseSuccessorIsGone) {
       "anew.");
   EXPECT_EQ(read(here("checkpoint.previous.memcnn")), previous);
   EXPECT_EQ(train(six_steps() + " --from-previous").exit_code, 0);
+}
+
+TEST_F(FilesOfARun, AreNotReadWhereTheyAreFarTooLarge) {
+  constexpr uintmax_t kTebibyte = uintmax_t{1} << 40; // more than any memory
+  fs::create_directories(directory_ / "here");
+  const auto expect_refused_behind = [&](const std::string& start,
+                                         const std::string& flaw) {
+    write(here("checkpoint.memcnn"), start);
+    fs::resize_file(here("checkpoint.memcnn"), start.size() + kTebibyte);
+    expect_error(
+        train_shell("timeout 60 $TRAIN " + six_steps()),
+        "expected here/checkpoint.memcnn to be a checkpoint of this program, "
+        "but " +
+            flaw + ". Give --fresh to overwrite it, or another --results-dir.");
+  };
+  expect_refused_behind("", "it is something else or damaged");
+  expect_refused_behind(
+      "memcnn-checkpoint 2 5 8f2890a2\n",
+      "it has 1099511627776 bytes instead of 5: it is damaged");
 }
 
 TEST_F(FilesOfARun, StayLockedWhereTheLockFileIsDeleted) {
