@@ -22,7 +22,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t count) {
     support::add_common_options(app);
     app.add_option("MODEL", model)->required();
     app.add_option("--count", number)->check(support::count_from(1));
-    app.add_option("--rate", rate)->check(support::not_negative());
+    app.add_option("--rate", rate)->check(support::number_up_to(1e30));
     app.add_option("--kinds", kinds)->delimiter(',');
     app.add_flag("--fast", flag);
     const std::string path = file.path().string();
