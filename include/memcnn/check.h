@@ -118,12 +118,6 @@ class CheckGuard {
   }
 
  private:
-  struct Found {
-    at::Tensor tensor;
-    at::Tensor value;
-    uint32_t version;
-  };
-
   void add(const std::vector<at::Tensor>& tensors) {
     for (const at::Tensor& tensor : tensors) {
       if (tensor.defined()) {

@@ -139,7 +139,7 @@ class Recording {
       return record(map, module, inputs, call, /*keep_after=*/true);
     }
     if (mode_ == Mode::kReplay && !conditions_.at(map)) {
-      return replay_opposite(recorded(1 - map), module, inputs, call);
+      return replay_as(recorded(1 - map), module, inputs, call, Moment::kAfter);
     }
     return run(map, module, std::move(inputs), call);
   }
@@ -310,15 +310,6 @@ class Recording {
               seen, branch, seen.first_run->inputs(), call, Moment::kBefore));
     }
     return replay_as(seen, branch, inputs, call, Moment::kBefore);
-  }
-
-  template <class Fn>
-  auto replay_opposite(
-      const Conditions& seen,
-      torch::nn::Module& module,
-      const std::vector<at::Tensor>& inputs,
-      Fn& call) {
-    return replay_as(seen, module, inputs, call, Moment::kAfter);
   }
 
   /// Under the conditions of the recorded run, at the given inputs.

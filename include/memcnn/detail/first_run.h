@@ -12,7 +12,6 @@
 #include <c10/util/Exception.h>
 #include <torch/nn/module.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>

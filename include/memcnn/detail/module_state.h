@@ -48,6 +48,13 @@ rewind(const at::Tensor& tensor, const at::Tensor& value, uint32_t version) {
   }
 }
 
+/// A tensor that is to be put back as it was found.
+struct Found {
+  at::Tensor tensor;
+  at::Tensor value;
+  uint32_t version;
+};
+
 /// A parameter or buffer of a module, whose name is for messages.
 struct NamedTensor {
   std::string name;
@@ -286,13 +293,6 @@ class ModuleStateGuard {
   }
 
  private:
-  /// A tensor to be put back.
-  struct Found {
-    at::Tensor tensor;
-    at::Tensor value;
-    uint32_t version;
-  };
-
   void check_unchanged() const {
     for (const auto& entry : recorded_.tensors_) {
       ModuleState::check_same_memory(entry);
