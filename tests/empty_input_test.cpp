@@ -77,15 +77,19 @@ std::vector<Way> ways() {
     const std::string suffix = inverse ? "Inverse" : "";
     for (const auto& [name, options] :
          {std::pair{"Wrapper", freeing}, std::pair{"KeepInput", keeping}}) {
-      all.push_back({name + suffix, [=](Couplings& couplings, auto x) {
-                       return wrapped(couplings, options, inverse, x);
-                     }});
+      all.push_back(
+          {name + suffix,
+           [options = options, inverse](Couplings& couplings, auto x) {
+             return wrapped(couplings, options, inverse, x);
+           }});
     }
     for (const auto& [name, options] :
          {std::pair{"Sequence", bare}, std::pair{"Budget", budget}}) {
-      all.push_back({name + suffix, [=](Couplings& couplings, auto x) {
-                       return in_sequence(couplings, options, inverse, x);
-                     }});
+      all.push_back(
+          {name + suffix,
+           [options = options, inverse](Couplings& couplings, auto x) {
+             return in_sequence(couplings, options, inverse, x);
+           }});
     }
   }
   all.push_back({"Checkpoint", [](Couplings& couplings, auto x) {
