@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/allocation_meter.h>
+#include <memcnn/any_invertible.h>
 #include <memcnn/check.h>
 #include <memcnn/checkpoint.h>
 #include <memcnn/coupling/adapters.h>

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/any_invertible.h>
 #include <memcnn/detail/chain.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
-#include <memcnn/detail/plain_module.h>
-#include <memcnn/detail/signature.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/core/Tensor.h>
@@ -14,15 +13,16 @@
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
+#include <torch/ordered_dict.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -56,53 +56,27 @@ class ReversibleSequenceImpl final
     : public torch::nn::Cloneable<ReversibleSequenceImpl>,
       public Invertible {
  public:
+  using Iterator = std::vector<AnyInvertible>::iterator;
+  using ConstIterator = std::vector<AnyInvertible>::const_iterator;
+
   ReversibleSequenceImpl() = default;
 
-  /// Blocks, with the options before or after them.
+  /// Blocks, or an OrderedDict of them with their names; the options before or
+  /// after them.
   template <class... Arguments>
   explicit ReversibleSequenceImpl(Arguments... arguments) {
     (take(std::move(arguments)), ...);
   }
 
-  /// Adds a block to the end: the holder of an invertible module that maps one
-  /// Tensor to one Tensor.
-  template <class M>
-  void push_back(M block) {
-    using Contained = detail::contained_t<M>;
-    static_assert(
-        torch::detail::is_module_holder<M>::value,
-        "memcnn: ReversibleSequence takes module holders, as TORCH_MODULE "
-        "makes them.");
-    static_assert(
-        !torch::detail::is_module_holder<M>::value ||
-            detail::has_inverse_v<Contained>,
-        "memcnn: this module has no inverse(): ReversibleSequence needs "
-        "modules with one non-template, non-overloaded member `inverse`. For "
-        "others there is memcnn::checkpoint().");
-    static_assert(
-        !torch::detail::is_module_holder<M>::value ||
-            detail::has_forward_v<Contained>,
-        "memcnn: this module has no forward() that a ReversibleSequence can "
-        "run: it must be one non-template, non-overloaded member.");
-    static_assert(
-        !detail::has_inverse_v<Contained> ||
-            !detail::has_forward_v<Contained> ||
-            (detail::maps_tensor_v<
-                 typename detail::forward_signature<Contained>::type> &&
-             detail::maps_tensor_v<
-                 typename detail::inverse_signature<Contained>::type>),
-        "memcnn: forward and inverse of a block in a ReversibleSequence take "
-        "one Tensor and return one.");
-    add(block_of<M>(block.ptr()));
+  /// Blocks with their names.
+  explicit ReversibleSequenceImpl(
+      std::initializer_list<std::pair<std::string, AnyInvertible>> blocks,
+      const ReversibleSequenceOptions& options_ = {})
+      : options(options_) {
+    for (const auto& [name, block] : blocks) {
+      push_back(name, block);
+    }
   }
-
-  /// How many blocks the chain has.
-  size_t size() const {
-    return chain_.size();
-  }
-
-  /// The children are registered by push_back().
-  void reset() override {}
 
   at::Tensor forward(const at::Tensor& input) {
     return call(Direction::kForward, input);
@@ -112,6 +86,83 @@ class ReversibleSequenceImpl final
   at::Tensor inverse(const at::Tensor& output) {
     return call(Direction::kInverse, output);
   }
+
+  /// Adds a block to the end: an invertible module that maps one Tensor to one
+  /// Tensor, by its holder, by a shared pointer, or by itself. The i-th block
+  /// becomes the child i.
+  void push_back(AnyInvertible block) {
+    push_back(std::to_string(size()), std::move(block));
+  }
+
+  /// Likewise, as a child of that name. One module used twice is one child, of
+  /// its first name: registered twice, its parameters would be stepped twice.
+  void push_back(const std::string& name, AnyInvertible block) {
+    if (first_use(*block.ptr()) == size()) {
+      register_module(name, block.ptr());
+    }
+    chain_.push_back(block.invertible_);
+    blocks_.push_back(std::move(block));
+  }
+
+  /// Adds every block of a container; those of another sequence with push_back()
+  /// names.
+  template <class Container>
+  void extend(const Container& container) {
+    // Copied first: the container may be this sequence.
+    std::vector<AnyInvertible> blocks(
+        std::begin(container), std::end(container));
+    for (AnyInvertible& block : blocks) {
+      push_back(std::move(block));
+    }
+  }
+
+  /// Iterates over the blocks, in the order of forward().
+  Iterator begin() {
+    return blocks_.begin();
+  }
+  ConstIterator begin() const {
+    return blocks_.begin();
+  }
+  Iterator end() {
+    return blocks_.end();
+  }
+  ConstIterator end() const {
+    return blocks_.end();
+  }
+
+  /// The i-th block as a module of type T. Throws c10::IndexError if there is no
+  /// such block, c10::Error if it is of another type.
+  template <class T>
+  T& at(size_t index) {
+    return blocks_[checked("at", index)].template get<T>();
+  }
+  template <class T>
+  const T& at(size_t index) const {
+    return blocks_[checked("at", index)].template get<T>();
+  }
+
+  /// The i-th block. Throws as at() does.
+  std::shared_ptr<torch::nn::Module> ptr(size_t index) const {
+    return blocks_[checked("ptr", index)].ptr();
+  }
+  template <class T>
+  std::shared_ptr<T> ptr(size_t index) const {
+    return blocks_[checked("ptr", index)].template ptr<T>();
+  }
+  std::shared_ptr<torch::nn::Module> operator[](size_t index) const {
+    return ptr(index);
+  }
+
+  size_t size() const noexcept {
+    return blocks_.size();
+  }
+
+  bool is_empty() const noexcept {
+    return blocks_.empty();
+  }
+
+  /// The children are registered by push_back().
+  void reset() override {}
 
   std::vector<at::Tensor> run(
       Direction direction,
@@ -150,9 +201,13 @@ class ReversibleSequenceImpl final
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<ReversibleSequenceImpl>(options);
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-      const size_t first = first_use(blocks_[i].module);
-      copy->add(first < i ? copy->blocks_[first] : blocks_[i].clone(device));
+    const auto children = named_children();
+    for (const AnyInvertible& block : blocks_) {
+      const auto module = block.ptr();
+      const size_t first = first_use(*module);
+      copy->push_back(
+          name_in(children, *module),
+          first < copy->size() ? copy->blocks_[first] : block.clone(device));
     }
     detail::copy_modes(*this, *copy);
     return copy;
@@ -175,51 +230,52 @@ class ReversibleSequenceImpl final
   ReversibleSequenceOptions options;
 
  private:
-  /// A block, as a module and as what the chain runs.
-  struct Block {
-    std::shared_ptr<torch::nn::Module> module;
-    std::shared_ptr<Invertible> invertible;
-    std::function<Block(const std::optional<c10::Device>&)> clone;
-  };
-
-  template <class Argument>
-  void take(Argument argument) {
-    if constexpr (std::is_same_v<Argument, ReversibleSequenceOptions>) {
-      options = argument;
-    } else {
-      push_back(std::move(argument));
+  void take(const ReversibleSequenceOptions& given) {
+    options = given;
+  }
+  template <class Block>
+  void take(torch::OrderedDict<std::string, Block> blocks) {
+    for (auto& named : blocks) {
+      push_back(named.key(), std::move(named.value()));
     }
   }
-
-  /// The block of a module whose holder is an M.
-  template <class M>
-  static Block block_of(const std::shared_ptr<detail::contained_t<M>>& module) {
-    return {
-        module,
-        detail::as_invertible(module),
-        [module](const std::optional<c10::Device>& device) {
-          return block_of<M>(detail::clone(M(module), device).ptr());
-        }};
-  }
-
-  /// One module used twice is one child: registered twice, its parameters would
-  /// be stepped twice.
-  void add(Block block) {
-    const size_t i = blocks_.size();
-    if (first_use(block.module) == i) {
-      register_module(std::to_string(i), block.module);
-    }
-    chain_.push_back(block.invertible);
-    blocks_.push_back(std::move(block));
+  template <class Block>
+  void take(Block block) {
+    push_back(std::move(block));
   }
 
   /// The first block that is this module; the number of blocks if none is.
-  size_t first_use(const std::shared_ptr<torch::nn::Module>& module) const {
+  size_t first_use(const torch::nn::Module& module) const {
     size_t first = 0;
-    while (first < blocks_.size() && blocks_[first].module != module) {
+    while (first < size() && blocks_[first].ptr().get() != &module) {
       ++first;
     }
     return first;
+  }
+
+  static std::string name_in(
+      const torch::OrderedDict<std::string, std::shared_ptr<torch::nn::Module>>&
+          children,
+      const torch::nn::Module& module) {
+    for (const auto& child : children) {
+      if (child.value().get() == &module) {
+        return child.key();
+      }
+    }
+    return {};
+  }
+
+  size_t checked(const char* method, size_t index) const {
+    TORCH_CHECK_INDEX(
+        index < size(),
+        "ReversibleSequence::",
+        method,
+        "(): expected an index below the number of blocks, ",
+        size(),
+        ", but got ",
+        index,
+        ". Count from 0.");
+    return index;
   }
 
   detail::ChainSettings settings() const {
@@ -243,7 +299,7 @@ class ReversibleSequenceImpl final
 
   void check(Direction direction) const {
     TORCH_CHECK(
-        !blocks_.empty(),
+        !is_empty(),
         "ReversibleSequence::",
         name_of(direction),
         "(): expected at least one block, but got none. Add blocks with "
@@ -257,7 +313,7 @@ class ReversibleSequenceImpl final
         ". 0 keeps no activations.");
   }
 
-  std::vector<Block> blocks_;
+  std::vector<AnyInvertible> blocks_;
   detail::Chain chain_;
 };
 
@@ -288,13 +344,20 @@ class ReversibleSequenceImpl final
 ///           arXiv:1707.04585. Python MemCNN has no such class.
 /// Example:
 ///   memcnn::ReversibleSequence trunk(coupling_a, coupling_b);
-///   trunk->push_back(coupling_c);
+///   trunk->push_back("last", coupling_c);
 ///   torch::Tensor z = trunk(x);
 class ReversibleSequence
     : public torch::nn::ModuleHolder<ReversibleSequenceImpl> {
  public:
   using torch::nn::ModuleHolder<ReversibleSequenceImpl>::ModuleHolder;
   using Impl = ReversibleSequenceImpl;
+
+  ReversibleSequence() = default;
+  ReversibleSequence(
+      std::initializer_list<std::pair<std::string, AnyInvertible>> blocks,
+      const ReversibleSequenceOptions& options = {})
+      : ModuleHolder(
+            std::make_shared<ReversibleSequenceImpl>(blocks, options)) {}
 };
 
 } // namespace memcnn

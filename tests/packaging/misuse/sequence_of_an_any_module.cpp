@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Must not compile: a module itself is given, not a holder of one.
+// Must not compile: an AnyModule knows forward alone.
 
 #include <memcnn/coupling/additive.h>
 #include <memcnn/sequence.h>
@@ -9,6 +9,6 @@
 
 int main() {
   torch::nn::Linear linear(2, 2);
-  memcnn::AdditiveCoupling coupling(linear, linear);
-  memcnn::ReversibleSequence misuse(*coupling);
+  torch::nn::AnyModule coupling(memcnn::AdditiveCoupling(linear, linear));
+  memcnn::ReversibleSequence misuse(coupling);
 }
