@@ -138,7 +138,7 @@ class Figure:
             y.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
 
     def write_labels(self):
-        """The runs' letters and networks at the ends of their lines.
+        """The runs' letters, and networks or labels, at the ends of their lines.
 
         Names of lines that end at the right edge stand in the margin, moved
         apart where they would overlap. A line that ends earlier has its letter
@@ -152,7 +152,7 @@ class Figure:
         margin = {"transform": self.axes.transAxes, "clip_on": False}
         for run, height, place in zip(at_edge, heights, spread(heights, gap)):
             self.plot(run, (1.008, 1.028), (height, place), linewidth=0.9, **margin)
-            label = f"{run.key} {short(run.config['model'], 10)}"
+            label = f"{run.key} {short(run.label or run.config['model'], 10)}"
             self.write(run, label, (1.035, place), xycoords="axes fraction")
         beside = {"xytext": (4, 0), "textcoords": "offset points"}
         for run, end in self.ends.items():
@@ -179,7 +179,8 @@ def tick_text(value, _):
 
 
 def short(text, most):
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """Names that begin alike differ at their ends."""
+    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 def spread(places, gap):

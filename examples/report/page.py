@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from curves import POINTS, WINDOW
 from figures import COLOURS, DASHES, HEIGHT, MEBIBYTE, WIDTH, figures
+from labels import setting
 
 HERE = pathlib.Path(__file__).resolve().parent
 NAMES = {
@@ -49,15 +50,9 @@ def mebibytes(size, unit=None, digits=1):
     return decimals(size / MEBIBYTE, digits, unit)
 
 
-def duration(milliseconds):
-    """Hours and minutes as the paper has them; with seconds below 10 minutes."""
-    if math.isnan(milliseconds):
-        return NOTHING
-    seconds = round(milliseconds / 1000)
-    minutes = round(milliseconds / 60000)
-    if minutes >= 10:
-        return f"{minutes // 60}:{minutes % 60:02}"
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+def duration(minutes):
+    """Of a short run to a tenth of a minute; the paper gives its own to a minute."""
+    return decimals(minutes, 1 if minutes < 10 else 0)
 
 
 def counted(count, noun):
@@ -102,6 +97,14 @@ def lede(runs):
     return f"{counted(len(runs), 'run')} of memcnn_train, {state}: {models} on {data_sets}."
 
 
+def description(run, recipe):
+    """A run in words: its label, what computed it, and how its recipe is not the
+    published one."""
+    parts = [run.label, engine(run.config), device(run.info), *deviations(run, recipe)]
+    said = ", ".join(filter(None, parts)).split(", ")  # a label may be the engine
+    return ", ".join(dict.fromkeys(said))
+
+
 def deviations(run, recipe):
     """How a run's recipe is not the published one, in words."""
     found = [
@@ -109,6 +112,8 @@ def deviations(run, recipe):
         for name, value in recipe.items()
         if name != "source" and run.config[name] != value
     ]
+    if run.info.get("earlier_iterations"):
+        found.append("iterations changed on the way")
     if not run.finished:
         found.insert(0, f"unfinished, iteration {run.iteration:,}")
     return found
@@ -146,14 +151,6 @@ def comparable(runs, others):
                 break
 
 
-def setting(value):
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def settings(runs):
     """Everything that the runs' files say about how they were made, as text: what
     differs, with a text a run, and what does not."""
@@ -179,7 +176,17 @@ def page(runs, title):
     )
     for function in (
         *(decimals, thousands, percent, mebibytes, duration, minutes, ratio),
-        *(named, engine, device, lede, deviations, of, comparable, settings),
+        *(
+            named,
+            engine,
+            device,
+            lede,
+            deviations,
+            description,
+            of,
+            comparable,
+            settings,
+        ),
     ):
         environment.filters[function.__name__] = function
     return environment.get_template("page.html.j2").render(

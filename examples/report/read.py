@@ -10,6 +10,8 @@ import stat
 import numpy
 import pandas
 
+from labels import label
+
 CONFIG_FIELDS = {
     str: ("model", "dataset", "engine"),
     int: ("iterations", "batch_size", "seed"),
@@ -169,6 +171,7 @@ class Run:
     results: dict = None  # numbers of a finished run
     comparison: dict = None  # of a finished run with its plain twin
     notes: list = dataclasses.field(default_factory=list)
+    label: str = ""  # beside its network, where others have that
 
     @property
     def key(self):
@@ -207,11 +210,12 @@ class Run:
         column, summary = STEP_FIELDS[name]
         return self.rows[column].agg(summary)
 
-    def training_ms(self):
+    def training_minutes(self):
         """Time of all logged steps: rows hold the mean of the steps since the
         row before."""
         steps = numpy.diff(self.rows.index, prepend=0)
-        return (self.rows["ms_per_step"] * steps).sum(skipna=False, min_count=1)
+        times = self.rows["ms_per_step"] * steps
+        return times.sum(skipna=False, min_count=1) / 60000
 
 
 def read_config(info, path):
@@ -300,6 +304,8 @@ def letters(number):
 
 def read_runs(directories):
     unique = list({path.resolve(): path for path in directories}.values())
-    return [
+    runs = [
         read_run(*found) for found in zip(unique, names_of(unique), itertools.count())
     ]
+    label(runs)
+    return runs

@@ -193,7 +193,7 @@ class Report(unittest.TestCase):
         )  # fmt: skip
         for entry in (
             "43.67", "1.5040", "1,072.5", "95.0", "114.4", "92.86", "92.74",
-            "93.14", "1:51", "7:21", "238.6", "432.7", "0:00:06",
+            "93.14", "111", "441", "238.6", "432.7", "0.1",
             "first", "A resnet32", "B revnet38",
         ):  # fmt: skip
             self.assertIn(entry, page.text)
@@ -257,6 +257,39 @@ class Report(unittest.TestCase):
         self.assertIn("B RevNet-38 sequence 7 1,072.5 95.0 114.4", page.text)
         self.assertIn("B RevNet-38 plain 7 800.2 95.0 114.4", page.text)
         self.assertIn("B to A 1.00 1.00 0.00", page.text)
+
+    def test_runs_of_one_network_are_told_apart(self):
+        def page_of(*settings):
+            runs = [
+                self.make(
+                    f"{len(settings)}-{at}", config("revnet38", **each), [row(200)]
+                )
+                for at, each in enumerate(settings)
+            ]
+            return Page(self.page_of(*runs))
+
+        page = page_of({"amp": True}, {"seed": 7, "amp": True})
+        self.assertIn("A RevNet-38 seed 1 43.67", page.text)
+        self.assertIn("B seed 7", page.text)  # in a figure
+        self.assertIn("† seed 7, sequence, transitions kept, bfloat16", page.text)
+        page = page_of({"engine": "plain"}, {}, {"engine": "wrapper"})
+        self.assertIn("C RevNet-38 wrapper 43.67", page.text)
+        self.assertIn("† plain, contiguous, cpu", page.text)  # said once
+        page = page_of({}, {"seed": 7}, {"amp": True}, {})
+        self.assertIn("B RevNet-38 4-1 43.67", page.text)
+
+    def test_changed_iterations_are_no_published_recipe(self):
+        published = dict(
+            iterations=80000, weight_decay=2e-4, memory_format="contiguous"
+        )
+        run = self.make("one", config("revnet38", **published), [row(80000)])
+        self.assertIn("memcnn sequence, transitions kept", Page(self.page_of(run)).text)
+        path = run / "run.json"
+        info = json.loads(path.read_text()) | {"earlier_iterations": [40000]}
+        path.write_text(json.dumps(info))
+        page = Page(self.page_of(run))
+        self.assertIn("2 threads, iterations changed on the way", page.text)
+        self.assertIn("memcnn †", page.text)
 
     def test_steps_of_unfinished_run_are_median_and_maximum_of_its_rows(self):
         rows = [row(10, ms_per_step=11), row(20, ms_per_step=14, held_bytes=9 << 20)]
