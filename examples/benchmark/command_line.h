@@ -35,14 +35,14 @@ inline void add_network(CLI::App& app, Config& config) {
          config.coupling,
          "exact: additive with 16 fractional bits, which is rebuilt without an "
          "error")
-      ->check(CLI::IsMember(coupling_names()));
+      ->check(support::one_of(coupling_names()));
   app.add_option("--dtype", config.dtype, "Of weights and image")
-      ->check(CLI::IsMember(dtype_names()));
+      ->check(support::one_of(dtype_names()));
   app.add_option(
          "--memory-format",
          config.memory_format,
          "Of weights and image; channels-last: faster convolutions on a CPU")
-      ->check(CLI::IsMember(memory_format_names()));
+      ->check(support::one_of(memory_format_names()));
   app.add_option("--seed", config.seed, "Of weights and image")
       ->transform(support::seed());
 }
@@ -51,13 +51,13 @@ inline void add_engines(CLI::App& app, Config& config) {
   app.option_defaults()->group("The engines");
   app.add_option("--engines", config.engines, "Comma-separated")
       ->delimiter(',')
-      ->check(CLI::IsMember(engine_names()));
+      ->check(support::one_of(engine_names()));
   app.add_option(
          "--sequence-format",
          config.sequence_format,
          "Memory format in which halves travel in a sequence, whatever the "
          "image has")
-      ->check(CLI::IsMember(sequence_format_names()));
+      ->check(support::one_of(sequence_format_names()));
   app.add_option(
       "--budget",
       config.budget,
@@ -68,7 +68,7 @@ inline void add_engines(CLI::App& app, Config& config) {
 inline void add_measurement(CLI::App& app, Config& config) {
   app.option_defaults()->group("The measurement");
   app.add_option("--device", config.device)
-      ->check(CLI::IsMember(device_names()));
+      ->check(support::one_of(device_names()));
   app.add_option("--threads", config.threads, "Threads on the CPU")
       ->transform(support::threads_from(1));
   app.add_option(

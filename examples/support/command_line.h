@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "support/nearest.h"
 #include "support/printable.h"
 #include "support/version.h"
 
@@ -9,6 +10,7 @@
 #include <fmt/ranges.h> // fmt::join(), from fmt 11 on
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
@@ -79,6 +81,19 @@ inline CLI::Validator number_up_to(double most) {
       bounds);
 }
 
+/// One of these names. Beside CLI::IsMember, the error asks for the nearest.
+inline CLI::Validator one_of(const std::vector<std::string>& names) {
+  const std::string all = fmt::format("{{{}}}", fmt::join(names, ","));
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        return std::find(names.begin(), names.end(), text) != names.end()
+            ? ""
+            : fmt::format(
+                  "{} not in {}{}", text, all, did_you_mean(text, names));
+      },
+      all);
+}
+
 /// Of a file or folder. An empty one would count as none given.
 inline CLI::Validator file_name() {
   return CLI::Validator(
@@ -123,43 +138,89 @@ inline void add_common_options(CLI::App& app) {
   app.allow_config_extras(CLI::config_extras_mode::error);
 }
 
+namespace detail {
+
+inline std::vector<std::string> argument_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    names.push_back(option->get_name());
+  }
+  return names;
+}
+
+/// What CLI11 says. Values of a file given as --config come back in it.
+inline std::string said(const CLI::ParseError& error) {
+  return printable(error.what(), /*most_bytes=*/500);
+}
+
+[[noreturn]] inline void stop_on_unknown(
+    const CLI::App& app,
+    const std::string& got) {
+  throw Error(fmt::format(
+      "expected arguments out of {}, but got {}.",
+      fmt::join(argument_names(app), ", "),
+      got));
+}
+
+/// Refuses what CLI11 has left over, such as a flag that there is not. Its value
+/// may have gone to a positional argument, and be what CLI11 complains of.
+inline void check_nothing_left(const CLI::App& app) {
+  const auto left = app.remaining();
+  if (left.empty()) {
+    return;
+  }
+  const auto flag =
+      std::find_if(left.begin(), left.end(), [](const std::string& argument) {
+        return argument.rfind('-', 0) == 0;
+      });
+  const std::string argument = flag != left.end() ? *flag : left.front();
+  const std::string name = argument.substr(0, argument.find('='));
+  stop_on_unknown(
+      app,
+      fmt::format(
+          "\"{}\"{}", argument, did_you_mean(name, argument_names(app))));
+}
+
+/// A key of a file is the name of an option without its dashes, and the last
+/// word of what CLI11 says.
+[[noreturn]] inline void stop_on_key(
+    const CLI::App& app,
+    const CLI::ConfigError& error) {
+  std::vector<std::string> keys = argument_names(app);
+  for (std::string& key : keys) {
+    key.erase(0, std::min(key.find_first_not_of('-'), key.size()));
+  }
+  const std::string what = said(error);
+  stop_on_unknown(
+      app,
+      fmt::format(
+          "others in {}: {}{}",
+          app.get_config_ptr()->as<std::string>(),
+          what,
+          did_you_mean(what.substr(what.rfind(' ') + 1), keys)));
+}
+
+} // namespace detail
+
 /// Reads the command line into the variables of the options. False where --help
 /// or --version was all that was asked for.
 ///
 /// Throws:   Error if an argument is missing, unknown or not allowed.
 inline bool parse(CLI::App& app, int argc, const char** argv) {
-  // Values of a file given as --config come back in it.
-  const auto said = [](const CLI::ParseError& error) {
-    return printable(error.what(), /*most_bytes=*/500);
-  };
-  const auto fail = [&](const std::string& got) {
-    std::vector<std::string> known;
-    for (const CLI::Option* option : app.get_options()) {
-      known.push_back(option->get_name());
-    }
-    throw Error(fmt::format(
-        "expected arguments out of {}, but got {}.",
-        fmt::join(known, ", "),
-        got));
-  };
   try {
     app.parse(argc, argv);
-  } catch (const CLI::ExtrasError&) {
-    fail(fmt::format("\"{}\"", app.remaining().front()));
   } catch (const CLI::ConfigError& error) {
-    fail(fmt::format(
-        "others in {}: {}",
-        app.get_config_ptr()->as<std::string>(),
-        said(error)));
+    detail::stop_on_key(app, error);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() != 0) {
-      throw Error(fmt::format(
-          "expected a valid command line, but got: {}. See {} --help.",
-          said(error),
-          app.get_name()));
+    if (error.get_exit_code() == 0) {
+      app.exit(error);
+      return false;
     }
-    app.exit(error);
-    return false;
+    detail::check_nothing_left(app);
+    throw Error(fmt::format(
+        "expected a valid command line, but got: {}. See {} --help.",
+        detail::said(error),
+        app.get_name()));
   }
   return true;
 }

@@ -72,7 +72,7 @@ inline void add_computation(CLI::App& app, Config& config) {
          "--engine",
          config.engine,
          "What saves the memory of a reversible network")
-      ->check(CLI::IsMember(engine_names()));
+      ->check(support::one_of(engine_names()));
   app.add_option(
          "--memory-budget",
          config.memory_budget,
@@ -101,7 +101,7 @@ inline void add_computation(CLI::App& app, Config& config) {
          "--memory-format",
          config.memory_format,
          "How images and weights of convolutions lie in memory")
-      ->check(CLI::IsMember(memory_format_names()));
+      ->check(support::one_of(memory_format_names()));
   app.add_flag_callback(
       "--no-cuda",
       [&config] { config.use_cuda = false; },
@@ -247,10 +247,10 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   support::add_common_options(app);
   app.add_option("MODEL", config.model)
       ->required()
-      ->check(CLI::IsMember(model_names()));
+      ->check(support::one_of(model_names()));
   app.add_option("DATASET", config.dataset)
       ->required()
-      ->check(CLI::IsMember(dataset_names()));
+      ->check(support::one_of(dataset_names()));
   detail::add_recipe(app, config);
   detail::add_computation(app, config);
   detail::add_comparisons(app, config, plain);

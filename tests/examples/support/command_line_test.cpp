@@ -45,7 +45,7 @@ Options parsed(std::vector<const char*> arguments) {
   app.add_option("--rate", options.rate)->check(support::number_up_to(1e30));
   app.add_option("--kinds", options.kinds)
       ->delimiter(',')
-      ->check(CLI::IsMember({"plain", "wrapper"}));
+      ->check(support::one_of({"plain", "wrapper"}));
   app.add_flag_callback("--no-cuda", [&] { options.use_cuda = false; });
   arguments.insert(arguments.begin(), "counter");
   EXPECT_TRUE(support::parse(
@@ -151,6 +151,34 @@ TEST(CommandLine, ListsKnownArgumentsBesideUnknownOne) {
   }
 }
 
+TEST(CommandLine, AsksForTheNearestName) {
+  EXPECT_THAT(
+      [] {
+        parsed({"--kinds", "plain,warpper"});
+      },
+      rejects("--kinds: warpper not in {plain,wrapper} (did you mean "
+              "wrapper?)."));
+  for (const char* argument : {"--cout", "--cout=5", "--coun", "--countt"}) {
+    EXPECT_THAT(
+        [&] {
+          parsed({argument, "5"});
+        },
+        ThrowsMessage<support::Error>(EndsWith(
+            "but got \"" + std::string(argument) +
+            "\" (did you mean --count?).")));
+  }
+}
+
+TEST(CommandLine, NamesAnUnknownFlagBeforeWhatItsValueSpoils) {
+  Options options;
+  CLI::App app("Counts.", "counter");
+  app.add_option("MODEL", options.model)->check(support::one_of({"revnet38"}));
+  std::vector<const char*> arguments = {"counter", "--cuont", "5", "revnet38"};
+  EXPECT_THAT(
+      [&] { support::parse(app, 4, arguments.data()); },
+      ThrowsMessage<support::Error>(HasSubstr(", but got \"--cuont\"")));
+}
+
 class ConfigFile : public testing::Test {
  protected:
   void SetUp() override {
@@ -211,6 +239,9 @@ TEST_F(ConfigFile, RejectsUnknownKey) {
           HasSubstr("--count, "),
           HasSubstr(", but got others in " + path_.string() + ": "),
           EndsWith(" depth."))));
+  EXPECT_THAT(
+      [&] { parsed_with("cuont = 3\n"); },
+      ThrowsMessage<support::Error>(EndsWith(" cuont (did you mean count?).")));
 }
 
 TEST_F(ConfigFile, IsShownWithoutItsEscapes) {
