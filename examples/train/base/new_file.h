@@ -16,6 +16,10 @@
 
 namespace training {
 
+/// Behind the name of a file that is not whole yet. Nobody else's files are
+/// called so: one that is there is of a program that was killed.
+inline constexpr const char* kPartialSuffix = ".memcnn-partial";
+
 /// A file that is whole and on the disk before it takes the name of another, so
 /// that whenever the program or the machine stops, the old or the whole new one
 /// has that name. Until then it is beside it, and goes at the end of scope.
@@ -24,9 +28,11 @@ class NewFile final {
   /// Throws:   Error if it cannot be written, or something else than a file is
   ///           in its way; nothing is left of it then.
   NewFile(const Folder& folder, std::string name, std::string_view bytes)
-      : folder_(folder), name_(std::move(name)), partial_(name_ + ".partial") {
+      : folder_(folder),
+        name_(std::move(name)),
+        partial_(name_ + kPartialSuffix) {
     folder_.check_place(name_);
-    folder_.remove(partial_); // of a program that was killed
+    folder_.remove(partial_);
     if (const auto error = write(bytes)) {
       discard();
       folder_.stop_on_write(name_, error);

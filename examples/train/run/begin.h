@@ -10,6 +10,7 @@
 #include "train/run/checkpoint_files.h"
 #include "train/run/log.h"
 #include "train/run/print.h"
+#include "train/run/results.h"
 #include "train/run/run_state.h"
 #include "train/step/trainer.h"
 #include "train/weights/python_weights.h"
@@ -75,6 +76,13 @@ inline RunState resume(
     checkpoints.go_back();
   }
   say("going on from {} at iteration {}", path.string(), state.iteration);
+  if (config.iterations != state.iterations) {
+    say("training for {} iterations instead of {}: from here on the learning "
+        "rate falls where it does in a run of that length",
+        config.iterations,
+        state.iterations);
+    state.change_length(config.iterations);
+  }
   if (!config.load_weights.empty()) {
     say("not reading {}: the run started from it", config.load_weights);
   }
@@ -90,6 +98,30 @@ inline void stop_on_lost_checkpoint(const CheckpointFiles& checkpoints) {
       "start anew.",
       checkpoints.last().string(),
       checkpoints.previous().string()));
+}
+
+/// Looks for what a run in the folder has left, where there is no checkpoint to
+/// go on from, before a new one overwrites it.
+inline void check_left_behind(
+    const CheckpointFiles& checkpoints,
+    const Folder& folder) {
+  if (checkpoints.has_previous()) {
+    stop_on_lost_checkpoint(checkpoints);
+  }
+  const bool has_rows = folder.read(kLogName, /*most=*/1).file_bytes > 0;
+  if (has_rows && folder.has(kResultsName)) {
+    throw support::Error(fmt::format(
+        "expected the checkpoint {} to be there, since {} is, but there is "
+        "none. Give --fresh to overwrite the run that is done, or another "
+        "--results-dir.",
+        checkpoints.last().string(),
+        (folder.path() / kResultsName).string()));
+  }
+  if (has_rows) { // of a run that was killed before its first checkpoint
+    print_warning(fmt::format(
+        "the log {} has rows of a run without a checkpoint, and begins anew",
+        (folder.path() / kLogName).string()));
+  }
 }
 
 } // namespace detail
@@ -110,14 +142,16 @@ inline RunState begin(
   if (!config.fresh && (config.from_previous || checkpoints.has_last())) {
     return detail::resume(config, fingerprint, checkpoints, folder, trainer);
   }
-  if (!config.fresh && checkpoints.has_previous()) {
-    detail::stop_on_lost_checkpoint(checkpoints);
+  if (!config.fresh) {
+    detail::check_left_behind(checkpoints, folder);
   }
   if (!config.load_weights.empty()) {
     load_python_weights(config.load_weights, config.model, trainer.network());
   }
   checkpoints.remove();
-  return {};
+  RunState state;
+  state.iterations = config.iterations;
+  return state;
 }
 
 } // namespace training

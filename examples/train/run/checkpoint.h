@@ -21,7 +21,22 @@ namespace training {
 
 namespace detail {
 
-/// Refuses a checkpoint that another recipe made.
+[[noreturn]] inline void stop_on_seed(
+    const std::filesystem::path& path,
+    const std::string& found,
+    const Config& config) {
+  throw support::Error(fmt::format(
+      "expected the checkpoint {} to have seed {}, but got {}: its weights and "
+      "the order of its images followed from that, and with another seed it is "
+      "another run. Give --seed {} to go on, --fresh to overwrite it, or another "
+      "--results-dir.",
+      path.string(),
+      config.seed,
+      found,
+      found));
+}
+
+/// Refuses a checkpoint that another recipe made; its length may be another.
 inline void check_recipe(
     const std::filesystem::path& path,
     const nlohmann::json& found,
@@ -29,20 +44,27 @@ inline void check_recipe(
   const auto expected = recipe(config);
   for (const auto& [key, value] : expected.items()) {
     const nlohmann::json wanted = value;
-    if (!found.contains(key) || found.at(key) != wanted) {
-      throw support::Error(fmt::format(
-          "expected the checkpoint {} to have {} {}, but got {}. Give "
-          "--fresh to overwrite it, or another --results-dir.",
-          path.string(),
-          key,
-          wanted.dump(),
-          found.contains(key) ? support::printable(found.at(key).dump())
-                              : "nothing"));
+    if (key == "iterations" ||
+        (found.contains(key) && found.at(key) == wanted)) {
+      continue;
     }
+    const std::string got = found.contains(key)
+        ? support::printable(found.at(key).dump())
+        : "nothing";
+    if (key == "seed") {
+      stop_on_seed(path, got, config);
+    }
+    throw support::Error(fmt::format(
+        "expected the checkpoint {} to have {} {}, but got {}. Give "
+        "--fresh to overwrite it, or another --results-dir.",
+        path.string(),
+        key,
+        wanted.dump(),
+        got));
   }
 }
 
-/// A shorter run is no part of a longer one: the learning rate falls earlier.
+/// What is done cannot be taken back.
 inline void check_length(
     const std::filesystem::path& path,
     const RunState& state,
@@ -50,8 +72,8 @@ inline void check_length(
   if (config.iterations < state.iteration) {
     throw support::Error(fmt::format(
         "expected --iterations to be at least the {} that the checkpoint "
-        "{} has done, but got {}. Give --fresh to overwrite it, or another "
-        "--results-dir.",
+        "{} has done, but got {}. Give --fresh to overwrite it with a shorter "
+        "run, or another --results-dir.",
         state.iteration,
         path.string(),
         config.iterations));
@@ -101,8 +123,8 @@ inline RunState restore_checkpoint(
     uint32_t fingerprint,
     Trainer& trainer) {
   const Checkpoint checkpoint = parse_checkpoint(bytes);
-  detail::check_length(path, checkpoint.state, config);
   detail::check_recipe(path, checkpoint.recipe, config);
+  detail::check_length(path, checkpoint.state, config);
   detail::check_images(path, checkpoint.images, fingerprint, config);
   restore_trainer(checkpoint.tensors, trainer);
   return checkpoint.state;

@@ -33,6 +33,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
     RunState,
     iteration,
+    iterations,
+    earlier_iterations,
     since_row,
     step_milliseconds,
     memory,

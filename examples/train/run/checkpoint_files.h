@@ -99,7 +99,8 @@ class CheckpointFiles final {
   }
 
  private:
-  static constexpr const char* kSpare = "checkpoint.previous.memcnn.partial";
+  static constexpr const char* kSpare =
+      "checkpoint.previous.memcnn.memcnn-partial";
 
   /// By a second name for the same file, so that the first stays in place.
   void keep_as_previous() const {

@@ -4,6 +4,7 @@
 #include "support/error.h"
 #include "train/base/config.h"
 #include "train/base/files.h"
+#include "train/base/new_file.h"
 #include "train/data/data_set.h"
 #include "train/run/checkpoint_files.h"
 #include "train/run/log.h"
@@ -32,7 +33,7 @@ inline std::vector<std::filesystem::path> own_files(const Config& config) {
         CheckpointFiles::kLast,
         CheckpointFiles::kPrevious}) {
     files.push_back(folder / name);
-    files.push_back(folder / (name + ".partial"));
+    files.push_back(folder / (name + kPartialSuffix));
   }
   return files;
 }

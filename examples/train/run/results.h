@@ -47,10 +47,11 @@ inline constexpr const char* kResultsName = "results.json";
 inline void write_run(
     const Folder& folder,
     const Config& config,
+    const RunState& state,
     const DataSet& data,
     uint32_t fingerprint,
     const Trainer& trainer) {
-  const nlohmann::ordered_json run = {
+  nlohmann::ordered_json run = {
       {"config", recipe(config)},
       {"device", trainer.device().str()},
       {"threads", torch::get_num_threads()},
@@ -62,6 +63,9 @@ inline void write_run(
       {"data_fingerprint", checksum_text(fingerprint)},
       {"memcnn", support::version()},
       {"libtorch", TORCH_VERSION}};
+  if (!state.earlier_iterations.empty()) {
+    run["earlier_iterations"] = state.earlier_iterations;
+  }
   replace_file(folder, kRunName, run.dump(2) + "\n");
 }
 

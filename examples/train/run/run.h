@@ -44,6 +44,7 @@ class Run final {
       : config_(config),
         fingerprint_(fingerprint),
         state_(std::move(state)),
+        begun_(state_.iteration),
         saved_(state_.iteration),
         trainer_(trainer),
         checkpoints_(checkpoints),
@@ -77,6 +78,9 @@ class Run final {
       return interrupted() == 0;
     });
     progress_.clear();
+    if (evaluation && !std::isfinite(evaluation->loss)) {
+      warn_of_evaluation(*evaluation);
+    }
     return evaluation;
   }
 
@@ -91,6 +95,10 @@ class Run final {
       stop_on_bad("loss", step.loss, state_.iteration + 1);
     }
     state_.add(step);
+    if (state_.iteration == begun_ + 1 && !row_is_due()) {
+      progress_.clear();
+      print_row(make_row(config_, state_)); // people wait for a first sign
+    }
     const int64_t left = config_.iterations - state_.iteration;
     progress_.show(fmt::format(
         "iteration {} of {}, loss {:.4f}, {} left",
@@ -98,6 +106,19 @@ class Run final {
         config_.iterations,
         step.loss,
         remaining_time(step.milliseconds * static_cast<double>(left))));
+  }
+
+  void warn_of_evaluation(const Evaluation& evaluation) {
+    const std::string origin = origin_of_non_finite(
+        trainer_.network(), trainer_.batch(state_.iteration), config_.amp);
+    print_warning(
+        fmt::format(
+            "the test loss of iteration {} is {:g}, and its accuracy says nothing",
+            state_.iteration,
+            evaluation.loss) +
+        (origin.empty()
+             ? ""
+             : ". The first value that is not finite is in " + origin));
   }
 
   bool is_due_every(int64_t steps) const {
@@ -208,6 +229,7 @@ class Run final {
   const Config& config_;
   uint32_t fingerprint_;
   RunState state_;
+  int64_t begun_; // where this program has taken the run up
   int64_t saved_; // iteration of the last checkpoint
   Trainer& trainer_;
   const CheckpointFiles& checkpoints_;

@@ -34,6 +34,8 @@ struct SinceRow {
 /// a checkpoint has to hold.
 struct RunState {
   int64_t iteration = 0; // steps done
+  int64_t iterations = 0; // steps in all, as the run is meant to have
+  std::vector<int64_t> earlier_iterations; // what that was before
   SinceRow since_row;
   std::vector<double> step_milliseconds; // of every step
   MemoryUse memory; // largest of all steps
@@ -44,6 +46,13 @@ struct RunState {
     since_row.add(step);
     step_milliseconds.push_back(step.milliseconds);
     memory.include(step.memory);
+  }
+
+  /// The learning rate falls at shares of the length: a run that is given
+  /// another one is none that has had it from the start.
+  void change_length(int64_t other) {
+    earlier_iterations.push_back(iterations);
+    iterations = other;
   }
 
   /// Median over all steps.

@@ -18,8 +18,9 @@ namespace training {
 /// known for what it is before anything is made of it.
 struct Seal final {
   static constexpr const char* kMagic = "memcnn-checkpoint";
-  /// 1 was of TorchScript, which can run code; 2 is of torch.save().
-  static constexpr int kFormat = 2;
+  /// 1 was of TorchScript, which can run code; 2 is of torch.save(); 3 knows
+  /// of the lengths that a run was meant to have.
+  static constexpr int kFormat = 3;
 };
 
 inline std::string seal(const std::string& content) {

@@ -7,6 +7,7 @@
 #include "train/base/files.h"
 #include "train/base/folder.h"
 #include "train/data/data_set.h"
+#include "train/run/banner.h"
 #include "train/run/begin.h"
 #include "train/run/checkpoint_files.h"
 #include "train/run/comparison.h"
@@ -146,7 +147,8 @@ inline int train(const Config& config) {
   RunState state = begin(config, images, checkpoints, folder, trainer);
   // What is there of another run, or of an earlier end of this one.
   folder.remove(kResultsName);
-  write_run(folder, config, data, images, trainer);
+  write_run(folder, config, state, data, images, trainer);
+  print_banner(config, data, state, trainer);
   Log log(folder, state.log);
 
   Run run(

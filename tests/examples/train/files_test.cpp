@@ -104,12 +104,12 @@ TEST_F(FilesOfARun, AreNotWhatTheProgramPrintsInto) {
 }
 
 TEST_F(FilesOfARun, DoNotWaitForAPipeBesideACheckpoint) {
-  make_pipe(here("checkpoint.memcnn.partial"));
+  make_pipe(here("checkpoint.memcnn.memcnn-partial"));
   const auto result = train_shell("timeout 60 $TRAIN " + six_steps());
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_EQ(
       result.err,
-      "memcnn_train: expected here/checkpoint.memcnn.partial to be a file or "
+      "memcnn_train: expected here/checkpoint.memcnn.memcnn-partial to be a file or "
       "nothing yet, but it is a pipe. Move it away, or give another "
       "--results-dir.\n");
 }
@@ -117,8 +117,8 @@ TEST_F(FilesOfARun, DoNotWaitForAPipeBesideACheckpoint) {
 TEST_F(FilesOfARun, AreWrittenToNoFileBehindALinkBesideThem) {
   fs::create_directories(directory_ / "here");
   write(directory_ / "mine", "a text of mine");
-  fs::create_symlink("../mine", here("run.json.partial"));
-  fs::create_symlink("../mine", here("checkpoint.memcnn.partial"));
+  fs::create_symlink("../mine", here("run.json.memcnn-partial"));
+  fs::create_symlink("../mine", here("checkpoint.memcnn.memcnn-partial"));
   EXPECT_EQ(train(six_steps()).exit_code, 0);
   EXPECT_EQ(read(directory_ / "mine"), "a text of mine");
 }
@@ -167,7 +167,7 @@ TEST_F(FilesOfARun, AreNotReadWhereTheyAreFarTooLarge) {
   };
   expect_refused_behind("", "it is something else or damaged");
   expect_refused_behind(
-      "memcnn-checkpoint 2 5 8f2890a2\n",
+      "memcnn-checkpoint 3 5 8f2890a2\n",
       "it has 1099511627776 bytes instead of 5: it is damaged");
 }
 
@@ -199,7 +199,7 @@ TEST_F(FilesOfARun, GetIntoNoFolderMadeInThePlaceOfTheirs) {
       "written, but it was deleted. Give the same command again to start "
       "anew.\n");
   EXPECT_EQ(read(here("checkpoint.memcnn")), read(directory_ / "second"));
-  EXPECT_FALSE(fs::exists(here("checkpoint.previous.memcnn.partial")));
+  EXPECT_FALSE(fs::exists(here("checkpoint.previous.memcnn.memcnn-partial")));
 }
 
 TEST_F(FilesOfARun, StopItWhereTheLogIsDeleted) {
@@ -229,6 +229,13 @@ TEST_F(FilesOfARun, LeadThroughLinksToTheirWeights) {
     EXPECT_TRUE(fs::is_symlink(directory_ / "second"));
     EXPECT_GT(fs::file_size(directory_ / "kept" / "weights.pt"), 1000U);
   }
+}
+
+TEST_F(FilesOfARun, LeaveAFileOfTheUsersBesideTheirWeights) {
+  write(directory_ / "weights.pt.partial", "of a download");
+  ASSERT_EQ(save_weights("weights.pt").exit_code, 0);
+  EXPECT_EQ(read(directory_ / "weights.pt.partial"), "of a download");
+  EXPECT_FALSE(fs::exists(directory_ / "weights.pt.memcnn-partial"));
 }
 
 TEST_F(FilesOfARun, KeepTheirPermissions) {
@@ -283,9 +290,9 @@ TEST_F(FilesOfARun, AreNotReplacedByItsWeights) {
         "here/results.json",
         "here/log.jsonl",
         "here/checkpoint.memcnn",
-        "here/checkpoint.memcnn.partial",
+        "here/checkpoint.memcnn.memcnn-partial",
         "here/../here/checkpoint.previous.memcnn",
-        "there/../here/checkpoint.previous.memcnn.partial",
+        "there/../here/checkpoint.previous.memcnn.memcnn-partial",
         "link_to_log",
         "data/train.bin",
         "data/test.bin",

@@ -68,6 +68,24 @@ TEST_F(TrainProgram, RejectsUnknownFlag) {
   EXPECT_THAT(result.err, HasSubstr(", but got \"--depth\".\n"));
 }
 
+TEST_F(TrainProgram, AsksForTheNearestOfWhatThereIs) {
+  const auto expect_question = [&](const std::string& arguments,
+                                   const std::string& got) {
+    const auto result = train(arguments);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(result.err, HasSubstr(got));
+  };
+  expect_question(
+      "revnet83 synthetic", "} (did you mean revnet38?). See memcnn_train");
+  expect_question("revnet38 cifar", "} (did you mean cifar10?). See");
+  expect_question(
+      "revnet38 synthetic --batchsize 4",
+      ", but got \"--batchsize\" (did you mean --batch-size?).\n");
+  expect_question(
+      "--batchsize 4 revnet38 synthetic",
+      ", but got \"--batchsize\" (did you mean --batch-size?).\n");
+}
+
 TEST_F(TrainProgram, RejectsMissingArgument) {
   expect_error(
       train("revnet38"),
@@ -269,6 +287,45 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
   EXPECT_THAT(read(results / "results.json"), HasSubstr("\"comparison\""));
 }
 
+TEST_F(TrainProgram, SaysWhatItIsBeforeItsFirstStep) {
+  const auto result = short_run(
+      "revnet38 synthetic --iterations 2 --seed 7 --fractional-bits 12");
+  EXPECT_THAT(
+      result.out,
+      StartsWith(
+          "revnet38 on synthetic\n"
+          "  network   573994 parameters (2.19 MiB), engine sequence\n"
+          "  data      10000 training and 8 test images of 10 classes, made by "
+          "the program\n"
+          "  training  iterations 1 to 2 of 4 images each, seed 7, random "
+          "weights\n"
+          "  computed  on cpu, 1 thread, in float32, blocks in multiples of "
+          "2^-12, channels-last\n"
+          "  results   results/revnet38-synthetic\n"
+          "\n"
+          "iteration:1 "));
+  EXPECT_THAT(
+      short_run("revnet38 synthetic --iterations 2 --seed 7 --fractional-bits "
+                "12")
+          .out,
+      HasSubstr("  training  done: evaluation only\n"));
+}
+
+TEST_F(TrainProgram, PrintsItsFirstStepAtOnce) {
+  const auto result = train(
+      "resnet32 synthetic --iterations 4 --log-every 3 --batch-size 4 "
+      "--test-images 8 --threads 1 --no-cuda");
+  EXPECT_THAT(
+      rows(result.out),
+      ElementsAre(
+          StartsWith("iteration:1 loss:"),
+          StartsWith("iteration:3 loss:"),
+          StartsWith("iteration:4 loss:"),
+          StartsWith("iteration:4 test_loss:")));
+  const auto log = read(directory_ / "results/resnet32-synthetic/log.jsonl");
+  EXPECT_THAT(log, StartsWith("{\"iteration\":3,")) << "where rows are even";
+}
+
 TEST_F(TrainProgram, PlainAndReversiblePrintTheSameFirstLosses) {
   for (const std::string format : {"channels-last", "contiguous"}) {
     const std::string run =
@@ -357,8 +414,27 @@ TEST_F(TrainProgram, EvaluatesSavedWeights) {
   EXPECT_EQ(
       read(directory_ / "again.pt"),
       read(directory_ / "a" / "folder" / "trained.pt"));
-  EXPECT_FALSE(fs::exists(directory_ / "again.pt.partial"));
+  EXPECT_FALSE(fs::exists(directory_ / "again.pt.memcnn-partial"));
   EXPECT_FALSE(fs::exists(directory_ / "other" / "checkpoint.memcnn"));
+}
+
+TEST_F(TrainProgram, WarnsOfAnEvaluationThatIsNotFinite) {
+  // Weights of some 1e30 are finite, but not what they make of an image.
+  const auto result = short_run(
+      "resnet32 synthetic --iterations 1 --learning-rate 1e30 --save-weights "
+      "weights.pt");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const std::string warning =
+      "memcnn_train: warning: the test loss of iteration 1 is -?nan, and its "
+      "accuracy says nothing\\. The first value that is not finite is in .+\n";
+  EXPECT_THAT(result.err, MatchesRegex(warning));
+  const auto loaded = short_run(
+      "resnet32 synthetic --iterations 0 --load-weights weights.pt "
+      "--results-dir other");
+  EXPECT_EQ(loaded.exit_code, 0);
+  EXPECT_THAT(
+      loaded.err,
+      MatchesRegex("memcnn_train: warning: the test loss of iteration 0 .+\n"));
 }
 
 TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {

@@ -30,14 +30,26 @@ class StreamsOfARun : public memcnn_test::TrainProgramTest {
         std::to_string(count));
   }
 
+  /// Prints what a run is, but not much more: into a file that must not grow
+  /// over a size that no other file of the run has.
+  Result train_with_little_room(const std::string& arguments) {
+    constexpr int kMost = 100 << 20;
+    constexpr int kRoom = 350;
+    return train_shell(
+        "(truncate -s " + std::to_string(kMost - kRoom) + " rows; ulimit -f " +
+        std::to_string(kMost / 512) + "; $TRAIN " + arguments + " >> rows)");
+  }
+
   /// What a run that cannot print says first.
-  void expect_full_disk(const Result& result, const std::string& then) {
+  void expect_lost_output(
+      const Result& result,
+      const std::string& why,
+      const std::string& then) {
     EXPECT_EQ(result.exit_code, 128 + SIGPIPE);
     EXPECT_EQ(
         result.err,
-        "memcnn_train: expected stdout to be writable, but writing it failed: "
-        "No space left on device. " +
-            then + "\n");
+        "memcnn_train: expected stdout to be writable, but writing it failed: " +
+            why + ". " + then + "\n");
   }
 };
 
@@ -73,8 +85,9 @@ TEST_F(StreamsOfARun, StopItWithACheckpointWhereNobodyReads) {
 }
 
 TEST_F(StreamsOfARun, StopItWithACheckpointWhereTheDiskIsFull) {
-  expect_full_disk(
-      train_shell("$TRAIN " + steps(100000) + " > /dev/full"),
+  expect_lost_output(
+      train_with_little_room(steps(100000)),
+      "File too large",
       "The run stopped at iteration 1; the same command without --fresh goes on "
       "from there.");
   EXPECT_TRUE(fs::exists(here("checkpoint.memcnn")));
@@ -87,9 +100,19 @@ TEST_F(StreamsOfARun, StopItWithACheckpointWhereTheDiskIsFull) {
                 "there.\n"));
 }
 
+TEST_F(StreamsOfARun, StopItBeforeItsFirstStepWhereNothingCanBePrinted) {
+  expect_lost_output(
+      train_shell("$TRAIN " + steps(100000) + " > /dev/full"),
+      "No space left on device",
+      "The run stopped at iteration 0; the same command without --fresh goes on "
+      "from there.");
+  EXPECT_FALSE(fs::exists(here("checkpoint.memcnn")));
+}
+
 TEST_F(StreamsOfARun, SayWhereTheEndOfARunIsNotPrinted) {
-  expect_full_disk(
-      train_shell("$TRAIN " + steps(0) + " > /dev/full"),
+  expect_lost_output(
+      train_with_little_room(steps(0)),
+      "File too large",
       "The run is done, and all its files are written.");
   EXPECT_TRUE(fs::exists(here("results.json")));
 }

@@ -37,6 +37,7 @@ using memcnn_test::rows;
 using memcnn_test::write;
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 /// What a log says, but for what depends on the speed of the machine.
@@ -159,7 +160,8 @@ TEST_F(SurvivingRun, GoesOnAfterEverySignalThatAsksItToStop) {
     EXPECT_EQ(both, rows(whole.out));
     EXPECT_EQ(log_of(directory_ / parts), log_of(directory_ / "whole"));
     EXPECT_EQ(results_of(directory_ / parts), results_of(directory_ / "whole"));
-    EXPECT_FALSE(fs::exists(directory_ / parts / "checkpoint.memcnn.partial"));
+    EXPECT_FALSE(
+        fs::exists(directory_ / parts / "checkpoint.memcnn.memcnn-partial"));
 
     const auto third = train(run + " --results-dir " + parts); // all done
     EXPECT_EQ(third.exit_code, 0);
@@ -316,7 +318,9 @@ TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
   expect_error(
       short_run("resnet32 --seed 7" + same),
       "expected the checkpoint here/checkpoint.memcnn to have seed 7, but got "
-      "42. Give --fresh to overwrite it, or another --results-dir.");
+      "42: its weights and the order of its images followed from that, and with "
+      "another seed it is another run. Give --seed 42 to go on, --fresh to "
+      "overwrite it, or another --results-dir.");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
   EXPECT_TRUE(fs::exists(here("results.json")));
   EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
@@ -329,8 +333,86 @@ TEST_F(SurvivingRun, RefusesFewerIterationsThanAreDone) {
       short_run("resnet32 synthetic --iterations 5 --results-dir here"),
       "expected --iterations to be at least the 6 that the checkpoint "
       "here/checkpoint.memcnn has done, but got 5. Give --fresh to overwrite "
-      "it, or another --results-dir.");
+      "it with a shorter run, or another --results-dir.");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
+}
+
+TEST_F(SurvivingRun, TrainsLongerOrShorterWhereItIsAskedTo) {
+  ASSERT_EQ(train(six_steps()).exit_code, 0);
+  const auto run = [&](int iterations) {
+    return short_run(
+        "resnet32 synthetic --results-dir here --checkpoint-every 3 "
+        "--iterations " +
+        std::to_string(iterations));
+  };
+  const auto longer = run(9);
+  EXPECT_EQ(longer.exit_code, 0) << longer.err;
+  EXPECT_THAT(
+      longer.out,
+      StartsWith(
+          "going on from here/checkpoint.memcnn at iteration 6\n"
+          "training for 9 iterations instead of 6: from here on the learning "
+          "rate falls where it does in a run of that length\n"));
+  const auto earlier = [&] {
+    return json::parse(read(here("run.json"))).at("earlier_iterations");
+  };
+  EXPECT_EQ(earlier(), json({6}));
+  const auto log = log_of(directory_ / "here");
+  ASSERT_EQ(log.size(), 9U);
+  EXPECT_EQ(log[5].at("lr"), 0.001); // of 6
+  EXPECT_EQ(log[6].at("lr"), 0.01); // of 9
+  EXPECT_EQ(log[8].at("iteration"), 9);
+
+  const auto same = run(9);
+  EXPECT_THAT(same.out, Not(HasSubstr("instead of")));
+  EXPECT_EQ(earlier(), json({6})) << "the checkpoint knows";
+
+  EXPECT_EQ(run(20).exit_code, 0);
+  EXPECT_EQ(earlier(), json({6, 9}));
+  EXPECT_EQ(log_of(directory_ / "here")[9].at("lr"), 0.1);
+
+  fs::rename(here("checkpoint.previous.memcnn"), here("checkpoint.memcnn"));
+  const auto shorter = run(19); // of 20, of which 18 are done
+  EXPECT_EQ(shorter.exit_code, 0) << shorter.err;
+  EXPECT_THAT(
+      shorter.out, HasSubstr("training for 19 iterations instead of 20: "));
+  EXPECT_EQ(earlier(), json({6, 9, 20}));
+}
+
+TEST_F(SurvivingRun, PrintsItsNextStepAtOnce) {
+  const std::string run =
+      "resnet32 synthetic --results-dir here --log-every 10 --batch-size 4 "
+      "--test-images 8 --threads 1 --no-cuda --iterations ";
+  ASSERT_EQ(train(run + "12").exit_code, 0);
+  const auto second = train(run + "14");
+  EXPECT_EQ(rows(second.out).size(), 3U) << second.out;
+  EXPECT_THAT(rows(second.out)[0], StartsWith("iteration:13 loss:"));
+}
+
+TEST_F(SurvivingRun, SaysThatItOverwritesALogWithoutACheckpoint) {
+  fs::create_directories(directory_ / "here");
+  write(here("log.jsonl"), "{\"iteration\": 1}\n"); // of a run soon killed
+  const auto result = train(six_steps());
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(
+      result.err,
+      "memcnn_train: warning: the log here/log.jsonl has rows of a run without "
+      "a checkpoint, and begins anew\n");
+  EXPECT_EQ(log_of(directory_ / "here").size(), 6U);
+
+  fs::remove(here("checkpoint.memcnn"));
+  fs::remove(here("checkpoint.previous.memcnn"));
+  const auto log = read(here("log.jsonl"));
+  expect_error(
+      train(six_steps()),
+      "expected the checkpoint here/checkpoint.memcnn to be there, since "
+      "here/results.json is, but there is none. Give --fresh to overwrite the "
+      "run that is done, or another --results-dir.");
+  EXPECT_EQ(read(here("log.jsonl")), log);
+  EXPECT_TRUE(fs::exists(here("results.json")));
+  const auto fresh = train(six_steps() + " --fresh");
+  EXPECT_EQ(fresh.exit_code, 0);
+  EXPECT_EQ(fresh.err, "");
 }
 
 TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
@@ -397,20 +479,20 @@ TEST_F(SurvivingRun, RefusesWhatIsNoCheckpoint) {
   const std::string expected =
       "expected here/checkpoint.memcnn to be a checkpoint of this program, but ";
   expect_refused(
-      "memcnn-checkpoint 2 9 01234567\nshort",
+      "memcnn-checkpoint 3 9 01234567\nshort",
       expected + "it has 5 bytes instead of 9: it is damaged." + otherwise);
   expect_refused(
-      "memcnn-checkpoint 2 5 01234567\nshort",
+      "memcnn-checkpoint 3 5 01234567\nshort",
       expected +
           "it has checksum 8f2890a2 instead of 01234567: it is damaged." +
           otherwise);
   expect_refused(
-      "memcnn-checkpoint 2 5 8f2890a2\nshort",
+      "memcnn-checkpoint 3 5 8f2890a2\nshort",
       expected + "it is no zip archive, or is cut off." + otherwise);
   expect_refused(
       "memcnn-checkpoint 1 whatever comes\n",
       expected +
-          "it has format 1 instead of 2: the version of memcnn_train that "
+          "it has format 1 instead of 3: the version of memcnn_train that "
           "wrote it goes on from it." +
           otherwise);
   fs::remove(here("checkpoint.memcnn"));
@@ -490,7 +572,7 @@ TEST_F(SurvivingRun, KeepsTheLastCheckpointWhereTheDiskIsFull) {
       "writing it failed: File too large. Make room on the disk, or give "
       "another --results-dir.\n");
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
-  EXPECT_FALSE(fs::exists(here("checkpoint.memcnn.partial")));
+  EXPECT_FALSE(fs::exists(here("checkpoint.memcnn.memcnn-partial")));
   EXPECT_EQ(train(six_steps()).exit_code, 0);
   EXPECT_EQ(log_of(directory_ / "here"), log);
 }

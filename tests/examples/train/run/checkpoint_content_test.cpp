@@ -149,16 +149,16 @@ TEST(Seal, ShowsWhatIsDamaged) {
 TEST(Seal, NamesFormatsOfOtherVersions) {
   EXPECT_EQ(
       flaw_of_seal("memcnn-checkpoint 1 9 01234567\nand so on"),
-      "it has format 1 instead of 2: the version of memcnn_train that wrote it "
+      "it has format 1 instead of 3: the version of memcnn_train that wrote it "
       "goes on from it");
 }
 
 TEST(Seal, IsShownWithoutItsEscapes) {
   EXPECT_THAT(
-      flaw_of_seal("memcnn-checkpoint 2 0 \x1b[2J\n"),
+      flaw_of_seal("memcnn-checkpoint 3 0 \x1b[2J\n"),
       HasSubstr("instead of \\x1b[2J: it is damaged"));
   EXPECT_EQ(
-      flaw_of_seal("memcnn-checkpoint 2 0 " + std::string(100, '0') + "\n"),
+      flaw_of_seal("memcnn-checkpoint 3 0 " + std::string(100, '0') + "\n"),
       "it is something else or damaged");
 }
 

@@ -192,7 +192,7 @@ TEST(PythonWeights, ComeBackFromTheFileTheyAreSavedIn) {
     const auto state = python_state(*net.ptr());
     fill(state);
     save_python_weights(file.path(), *net.ptr());
-    EXPECT_FALSE(std::filesystem::exists(file.path() + ".partial"));
+    EXPECT_FALSE(std::filesystem::exists(file.path() + ".memcnn-partial"));
 
     const auto written = read_state_dict(file.path());
     EXPECT_EQ(written.keys(), state.keys());

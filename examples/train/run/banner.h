@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "train/base/config.h"
+#include "train/data/data_set.h"
+#include "train/data/images.h"
+#include "train/run/machine_load.h"
+#include "train/run/print.h"
+#include "train/run/run_state.h"
+#include "train/step/memory_use.h"
+#include "train/step/trainer.h"
+
+#include <fmt/format.h>
+#include <torch/utils.h>
+
+#include <string>
+
+namespace training {
+
+namespace detail {
+
+inline std::string source_of_data(const Config& config) {
+  const auto files = dataset_files(config);
+  return files.empty() ? "made by the program"
+                       : "from " + files.front().parent_path().string();
+}
+
+inline std::string source_of_weights(const Config& config) {
+  return config.load_weights.empty() ? "random weights"
+                                     : "weights from " + config.load_weights;
+}
+
+inline std::string steps_to_come(const Config& config, const RunState& state) {
+  if (state.iteration == config.iterations) {
+    return config.iterations == 0 ? "none: evaluation only"
+                                  : "done: evaluation only";
+  }
+  return fmt::format(
+      "iterations {} to {} of {} images each, seed {}, {}",
+      state.iteration + 1,
+      config.iterations,
+      config.batch_size,
+      config.seed,
+      source_of_weights(config));
+}
+
+inline std::string precision(const Config& config) {
+  std::string text = config.amp ? "bfloat16 and float32" : "float32";
+  if (config.fractional_bits) {
+    text += fmt::format(
+        ", blocks in multiples of 2^-{}", config.fractional_bits.value());
+  }
+  return text;
+}
+
+} // namespace detail
+
+/// Prints what a run is before its first step: what is not as it was meant can
+/// be stopped before it has cost anything.
+inline void print_banner(
+    const Config& config,
+    const DataSet& data,
+    const RunState& state,
+    const Trainer& trainer) {
+  say("{} on {}\n"
+      "  network   {} parameters ({:.2f} MiB), engine {}\n"
+      "  data      {} training and {} test images of {} classes, {}\n"
+      "  training  {}\n"
+      "  computed  on {}, {} thread{}, in {}, {}\n"
+      "  results   {}",
+      config.model,
+      config.dataset,
+      trainer.parameter_count(),
+      to_mebibytes(trainer.parameter_bytes()),
+      config.engine,
+      data.train.size(),
+      data.test.size(),
+      data.num_classes,
+      detail::source_of_data(config),
+      detail::steps_to_come(config, state),
+      trainer.device().str(),
+      torch::get_num_threads(),
+      torch::get_num_threads() == 1 ? "" : "s",
+      detail::precision(config),
+      config.memory_format,
+      config.results_dir);
+  if (const auto hint = hint_on_load(torch::get_num_threads())) {
+    say("  busy      {}", *hint);
+  }
+  say("");
+}
+
+} // namespace training
