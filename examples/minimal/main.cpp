@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The quick start: an additive coupling of two small branches, wrapped so that
-// its input needs no memory between forward and backward.
+// its output is all that waits for backward.
 
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
@@ -40,13 +40,11 @@ int main() {
     return EXIT_FAILURE;
   }
 
-  // forward() frees its input's memory until backward, and inverse() that of
-  // its own: keep both here, to compare them.
+  // forward() and inverse() free, until backward, an input that a layer made:
+  // here y, which is read again below. A batch such as x is never freed.
   memcnn::InvertibleModuleWrapper block(
       coupling,
-      memcnn::InvertibleModuleWrapperOptions()
-          .keep_input(true)
-          .keep_input_inverse(true));
+      memcnn::InvertibleModuleWrapperOptions().keep_input_inverse(true));
 
   torch::Tensor y = block(x);
   torch::Tensor x_again = block->inverse(y);

@@ -190,8 +190,8 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 ///           arXiv:1707.04585; Python MemCNN 1.5.2. Differs: docs/migration.md.
 /// Example:
 ///   memcnn::InvertibleModuleWrapper block(coupling);
-///   torch::Tensor y = block(x);                // x is freed
-///   torch::Tensor x_again = block->inverse(y); // y is freed
+///   torch::Tensor y = block(h); // h, made by a layer, is freed
+///   torch::Tensor h_again = block->inverse(y); // so is y
 template <class M>
 class InvertibleModuleWrapper
     : public torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>> {
