@@ -349,8 +349,12 @@ template <class M>
 auto pointer_to(const std::shared_ptr<M>& module) {
   return module;
 }
-template <class M>
-auto pointer_to(const torch::nn::ModuleHolder<M>& holder) {
+template <class Holder>
+auto pointer_to(const Holder& holder) {
+  static_assert(
+      torch::detail::is_module_holder<Holder>::value,
+      "memcnn: check_invertible_module() takes a module holder, as "
+      "TORCH_MODULE makes it, or a std::shared_ptr of a module.");
   return holder.ptr();
 }
 

@@ -62,14 +62,6 @@ template <class M, class Out, class... Ins, class Back, class... Outs>
 class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     : public torch::nn::Cloneable<
           InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>> {
-  static_assert(
-      detail::are_pack_v<Ins...> && detail::are_pack_v<Outs...> &&
-          detail::is_pack_v<std::decay_t<Out>> &&
-          detail::is_pack_v<std::decay_t<Back>>,
-      "memcnn: forward and inverse of a wrapped module take Tensors, one "
-      "std::tuple of Tensors or one std::vector<Tensor>, and return a Tensor, "
-      "a std::tuple of Tensors or a std::vector<Tensor>.");
-
  public:
   explicit InvertibleModuleWrapperImpl(
       M module_,
@@ -163,6 +155,39 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   const char* kept_because_ = "";
 };
 
+namespace detail {
+
+/// The wrapper of a module, which is looked at first, so that a mistake is the
+/// first thing that a compiler names.
+template <class M>
+struct wrapper_of {
+  using Forward = typename forward_signature<contained_t<M>>::type;
+  using Inverse = typename inverse_signature<contained_t<M>>::type;
+  static constexpr bool is_holder = torch::detail::is_module_holder<M>::value;
+  static_assert(
+      is_holder,
+      "memcnn: InvertibleModuleWrapper takes a module holder, as TORCH_MODULE "
+      "makes it, not the Impl or a pointer to it.");
+  static_assert(
+      !is_holder || has_inverse_v<contained_t<M>>,
+      "memcnn: this module has no inverse(): InvertibleModuleWrapper needs a "
+      "module with one non-template, non-overloaded member `inverse` that "
+      "takes what forward returns.");
+  static_assert(
+      !is_holder || has_forward_v<contained_t<M>>,
+      "memcnn: this module has no forward() that can be wrapped: it must be "
+      "one non-template, non-overloaded member.");
+  static_assert(
+      std::is_void_v<Forward> || std::is_void_v<Inverse> ||
+          (maps_pack_v<Forward> && maps_pack_v<Inverse>),
+      "memcnn: forward and inverse of a wrapped module take Tensors, one "
+      "std::tuple of Tensors or one std::vector<Tensor>, and return a Tensor, "
+      "a std::tuple of Tensors or a std::vector<Tensor>.");
+  using type = InvertibleModuleWrapperImpl<M>;
+};
+
+} // namespace detail
+
 /// Runs an invertible module as one autograd node that does not keep its input:
 /// forward() frees it, backward rebuilds it from the output.
 ///
@@ -194,26 +219,10 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
 ///   torch::Tensor h_again = block->inverse(y); // so is y
 template <class M>
 class InvertibleModuleWrapper
-    : public torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>> {
-  static_assert(
-      torch::detail::is_module_holder<M>::value,
-      "memcnn: InvertibleModuleWrapper takes a module holder, as TORCH_MODULE "
-      "makes it.");
-  static_assert(
-      !torch::detail::is_module_holder<M>::value ||
-          detail::has_inverse_v<detail::contained_t<M>>,
-      "memcnn: this module has no inverse(): InvertibleModuleWrapper needs a "
-      "module with one non-template, non-overloaded member `inverse` that "
-      "takes what forward returns.");
-  static_assert(
-      !torch::detail::is_module_holder<M>::value ||
-          detail::has_forward_v<detail::contained_t<M>>,
-      "memcnn: this module has no forward() that can be wrapped: it must be "
-      "one non-template, non-overloaded member.");
-
+    : public torch::nn::ModuleHolder<typename detail::wrapper_of<M>::type> {
  public:
-  using torch::nn::ModuleHolder<InvertibleModuleWrapperImpl<M>>::ModuleHolder;
-  using Impl = InvertibleModuleWrapperImpl<M>;
+  using Impl = typename detail::wrapper_of<M>::type;
+  using torch::nn::ModuleHolder<Impl>::ModuleHolder;
 };
 template <class M>
 InvertibleModuleWrapper(M, InvertibleModuleWrapperOptions = {})

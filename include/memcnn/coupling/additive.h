@@ -53,7 +53,8 @@ struct AdditiveLaw {
 } // namespace detail
 
 template <class F, class G>
-using AdditiveCouplingImpl = detail::CouplingImpl<F, G, detail::AdditiveLaw>;
+using AdditiveCouplingImpl =
+    typename detail::coupling_of<F, G, detail::AdditiveLaw>::type;
 
 /// Adds F of one half of the input to the other half, then G of the result
 /// back.

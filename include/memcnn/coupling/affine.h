@@ -90,7 +90,8 @@ struct AffineLaw {
 } // namespace detail
 
 template <class F, class G>
-using AffineCouplingImpl = detail::CouplingImpl<F, G, detail::AffineLaw>;
+using AffineCouplingImpl =
+    typename detail::coupling_of<F, G, detail::AffineLaw>::type;
 
 /// Scales and shifts one half of the input by what F says of the other half,
 /// then that one by what G says of the result.

@@ -50,17 +50,7 @@ namespace memcnn::detail {
 template <class F, class G, class Law>
 class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
                            public Invertible {
-  static_assert(
-      is_holder_v<F> && is_holder_v<G>,
-      "memcnn: a coupling takes module holders (as TORCH_MODULE makes them), "
-      "torch::nn::Sequential or torch::nn::AnyModule for F and G.");
-
   using Value = typename Law::Value;
-  static_assert(
-      may_return_v<F, Value> && may_return_v<G, Value>,
-      "memcnn: F and G take one Tensor; those of an AdditiveCoupling return "
-      "one, those of an AffineCoupling a memcnn::ScaleShift, as "
-      "AffineAdapterSigmoid makes it of a module.");
 
  public:
   CouplingImpl(F f_, G g_, CouplingOptions options_ = {})
@@ -319,6 +309,25 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   }
 
   ExactMode exact_;
+};
+
+/// The coupling of two branches. What they are is asked here, before the module
+/// that holds them is looked at, so that a mistake is the first thing that a
+/// compiler names.
+template <class F, class G, class Law>
+struct coupling_of {
+  static_assert(
+      is_holder_v<F> && is_holder_v<G>,
+      "memcnn: a coupling takes F and G, or F alone, and then its "
+      "CouplingOptions; F and G are module holders (as TORCH_MODULE makes "
+      "them), torch::nn::Sequential or torch::nn::AnyModule, not the Impl.");
+  static_assert(
+      may_return_v<F, typename Law::Value> &&
+          may_return_v<G, typename Law::Value>,
+      "memcnn: F and G take one Tensor; those of an AdditiveCoupling return "
+      "one, those of an AffineCoupling a memcnn::ScaleShift, as "
+      "AffineAdapterSigmoid makes it of a module.");
+  using type = CouplingImpl<F, G, Law>;
 };
 
 } // namespace memcnn::detail

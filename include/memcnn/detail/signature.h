@@ -89,6 +89,13 @@ inline constexpr bool are_pack_v =
      (std::is_same_v<std::decay_t<Args>, at::Tensor> && ...)) ||
     (sizeof...(Args) == 1 && (is_pack_v<std::decay_t<Args>> && ...));
 
+/// Whether a signature maps one pack to another.
+template <class Signature>
+inline constexpr bool maps_pack_v = false;
+template <class R, class... Args>
+inline constexpr bool maps_pack_v<R(Args...)> =
+    are_pack_v<Args...>&& is_pack_v<std::decay_t<R>>;
+
 inline void append_to(std::vector<at::Tensor>& flat, const at::Tensor& tensor) {
   flat.push_back(tensor);
 }
