@@ -22,13 +22,18 @@ without a version of its own would bring another torch). The files, in weights/:
                        memory
     whole_module.pt    a module, not a state dict: what must not be read
     before_1_6.pt      the old format of torch.save()
+    of_gpu.pt          a tensor as torch.save() writes one that is on a GPU
+    used_twice.pt      a coupling at two places, with one module as both branches
+    net.pt, values.pt  what the program in docs/migration.md writes
 
 The weights of the six networks are too large to be kept. They follow from their
 names, by fill().
 """
 
 import collections
+import contextlib
 import pathlib
+import re
 import warnings
 
 import versions
@@ -36,7 +41,8 @@ import versions
 versions.check()
 warnings.simplefilter("ignore")
 
-import torch  # noqa: E402  (after the check that names what to install)
+import memcnn  # noqa: E402  (after the check that names what to install)
+import torch  # noqa: E402
 from memcnn.models import resnet  # noqa: E402
 
 
@@ -161,6 +167,36 @@ def write_tensors(folder):
     )
 
 
+def write_of_gpu(folder):
+    # What torch.save() asks where a storage is; for all that follow.
+    torch.serialization.register_package(
+        0, lambda storage: "cuda:0", lambda storage, location: storage
+    )
+    torch.save({"weight": torch.arange(4.0)}, folder / "of_gpu.pt")
+    torch.serialization._package_registry.pop(0)
+
+
+def write_used_twice(folder):
+    torch.manual_seed(0)
+    branch = torch.nn.Linear(2, 2)
+    block = memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(branch, branch))
+    model = torch.nn.Sequential(block, block)
+    torch.save(model.state_dict(), folder / "used_twice.pt")
+
+
+def write_page(folder):
+    """Runs the page's Python as it stands: the first block, which has the branch,
+    and the one that saves the weights."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    page = (root / "docs/migration.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    torch.manual_seed(0)
+    names = {}
+    with contextlib.chdir(folder):
+        exec(blocks[0], names)
+        exec(next(block for block in blocks if "values.pt" in block), names)
+
+
 def main():
     torch.set_num_threads(1)
     folder = pathlib.Path(__file__).resolve().parent / "weights"
@@ -174,6 +210,9 @@ def main():
         folder / "before_1_6.pt",
         _use_new_zipfile_serialization=False,
     )
+    write_of_gpu(folder)
+    write_used_twice(folder)
+    write_page(folder)
     for path in sorted(folder.iterdir()):
         print(path.stat().st_size, path.name)
 

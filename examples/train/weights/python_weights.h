@@ -2,20 +2,16 @@
 #pragma once
 
 #include "revnet/revnet.h"
-#include "support/error.h"
-#include "support/printable.h"
+#include "train/weights/overwrite.h"
 #include "train/weights/state_dict.h"
 
 #include <torch/nn/module.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/conv.h>
-#include <torch/utils.h>
 
-#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace training {
 
@@ -103,80 +99,6 @@ class PythonState final {
   StateDict state_;
 };
 
-/// "layer1.weight", and how many more there are like it.
-inline std::string first_of(const std::vector<std::string>& names) {
-  return "\"" + support::printable(names.front()) + "\"" +
-      (names.size() == 1
-           ? ""
-           : " and " + std::to_string(names.size() - 1) + " more");
-}
-
-/// Names as the network itself has them: torch.nn.DataParallel puts "module."
-/// before each.
-inline StateDict without_prefix(const StateDict& state) {
-  const std::string prefix = "module.";
-  StateDict result;
-  for (const auto& item : state) {
-    if (item.key().compare(0, prefix.size(), prefix) != 0) {
-      return state;
-    }
-    result.insert(item.key().substr(prefix.size()), item.value());
-  }
-  return result;
-}
-
-/// Files of torch 0.4.0 and before lack these counters, which nothing in these
-/// networks depends on.
-inline bool may_be_missing(const std::string& name) {
-  const std::string ending = ".num_batches_tracked";
-  return name.size() > ending.size() &&
-      name.compare(name.size() - ending.size(), ending.size(), ending) == 0;
-}
-
-/// Refuses a state dict whose entries are not those of the network.
-inline void check_entries(
-    const std::filesystem::path& path,
-    const std::string& model,
-    const StateDict& expected,
-    const StateDict& found) {
-  std::vector<std::string> missing;
-  std::vector<std::string> unexpected;
-  for (const auto& name : expected.keys()) {
-    if (!found.contains(name) && !may_be_missing(name)) {
-      missing.push_back(name);
-    }
-  }
-  for (const auto& name : found.keys()) {
-    if (!expected.contains(name)) {
-      unexpected.push_back(name);
-    }
-  }
-  if (!missing.empty()) {
-    throw support::Error(
-        "expected " + path.string() + " to have all weights of " + model +
-        ", but it lacks " + first_of(missing) +
-        (unexpected.empty() ? "" : ", and has " + first_of(unexpected)) +
-        ". Give the file of a " + model + ".");
-  }
-  if (!unexpected.empty()) {
-    throw support::Error(
-        "expected " + path.string() + " to have the weights of " + model +
-        " alone, but it has " + first_of(unexpected) +
-        ", too. Give the file of a " + model + ".");
-  }
-  for (const auto& item : found) {
-    const at::Tensor& wanted = expected[item.key()];
-    const at::Tensor& tensor = item.value();
-    if (tensor.sizes() != wanted.sizes() ||
-        tensor.is_floating_point() != wanted.is_floating_point()) {
-      throw support::Error(
-          "expected \"" + item.key() + "\" in " + path.string() + " to have " +
-          described(wanted) + ", but got " + described(tensor) +
-          ". Give the file of a " + model + " for as many classes.");
-    }
-  }
-}
-
 } // namespace detail
 
 /// Parameters and buffers of a network, by the names that they have in Python
@@ -194,18 +116,7 @@ inline void load_python_weights(
     const std::filesystem::path& path,
     const std::string& model,
     const revnet::RevNetImpl& network) {
-  const StateDict found = detail::without_prefix(read_state_dict(path));
-  const StateDict state = python_state(network);
-  detail::check_entries(path, model, state, found);
-  const torch::NoGradGuard no_grad;
-  for (const auto& item : state) {
-    at::Tensor target = item.value();
-    if (found.contains(item.key())) {
-      target.copy_(found[item.key()]);
-    } else {
-      target.zero_();
-    }
-  }
+  overwrite(python_state(network), model, path);
 }
 
 /// Writes the weights of a network as a state dict of Python MemCNN's.
@@ -214,7 +125,7 @@ inline void load_python_weights(
 inline void save_python_weights(
     const std::filesystem::path& path,
     const revnet::RevNetImpl& network) {
-  write_state_dict(path, python_state(network));
+  write_state_dict(path, python_state(network), "--save-weights");
 }
 
 } // namespace training

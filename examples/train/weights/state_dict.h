@@ -3,13 +3,16 @@
 
 #include "support/error.h"
 #include "support/printable.h"
+#include "train/base/file_bytes.h"
 #include "train/base/files.h"
 #include "train/base/format_error.h"
+#include "train/weights/other_formats.h"
 #include "train/weights/saved_tensors.h"
 #include "train/weights/zip_reader.h"
 
 #include <ATen/core/Tensor.h>
 #include <caffe2/serialize/inline_container.h>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <torch/ordered_dict.h>
 
@@ -19,7 +22,6 @@
 #include <istream>
 #include <sstream>
 #include <string>
-#include <system_error>
 #include <vector>
 
 namespace training {
@@ -68,7 +70,7 @@ inline const pickle::Dict& state_dict_of(const pickle::Value& saved) {
   if (dict == nullptr) {
     throw FormatError("it holds no dict");
   }
-  for (const char* key : {"state_dict", "model"}) {
+  for (const char* key : {"state_dict", "model_state_dict", "model"}) {
     const auto* const inner = find(*dict, key);
     if (inner != nullptr && inner->as<pickle::Dict>() != nullptr) {
       return *inner->as<pickle::Dict>();
@@ -89,21 +91,13 @@ inline StateDict tensors_of(const pickle::Dict& dict) {
       throw FormatError(fmt::format(
           "\"{}\" in it is {}",
           support::printable(*name),
-          tensor == nullptr ? "no tensor" : "there twice"));
+          value->as<pickle::Dict>() != nullptr ? "a dict"
+              : tensor == nullptr              ? "no tensor"
+                                               : "there twice"));
     }
     tensors.insert(*name, *tensor);
   }
   return tensors;
-}
-
-/// torch.save() wrote pickles one after the other before torch 1.6.
-inline bool has_old_format(std::istream& file) {
-  const std::string magic =
-      "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
-  std::string start(magic.size(), '\0');
-  file.read(start.data(), static_cast<std::streamsize>(start.size()));
-  file.clear(); // of the end of a shorter file
-  return start == magic;
 }
 
 /// The pickle of an archive. What it makes can take 250 times its own bytes: five
@@ -120,6 +114,17 @@ inline std::string read_pickle(ZipReader& archive) {
   return archive.text(name);
 }
 
+[[noreturn]] inline void stop_on_flaw(
+    const std::filesystem::path& path,
+    const std::string& flaw,
+    const std::string& cure) {
+  throw support::Error(fmt::format(
+      "expected {} to be a state dict that torch.save() has written, but {}. {}",
+      path.string(),
+      flaw,
+      cure));
+}
+
 } // namespace detail
 
 /// Reads named tensors from what torch.save(), or archive_of(), has written.
@@ -127,10 +132,11 @@ inline std::string read_pickle(ZipReader& archive) {
 ///
 /// Throws:   FormatError if the file is damaged, or holds anything else.
 inline StateDict read_tensors(std::istream& file) {
-  if (detail::has_old_format(file)) {
-    throw FormatError("it is in the format before torch 1.6");
-  }
   ZipReader archive(file);
+  if (archive.has("constants.pkl")) {
+    throw FormatError(
+        "it is in the format of TorchScript, which torch::save() writes");
+  }
   if (archive.has("byteorder") && archive.text("byteorder") != "little") {
     throw FormatError("it is of a big-endian machine");
   }
@@ -141,25 +147,27 @@ inline StateDict read_tensors(std::istream& file) {
 }
 
 /// Reads what torch.save(model.state_dict(), file) writes in Python; a plain
-/// dict of tensors, and a dict with one of the two as "state_dict" or "model".
+/// dict of tensors, and a dict with one of the two as "state_dict",
+/// "model_state_dict" or "model".
 ///
 /// Throws:   Error if the file is missing, damaged, or holds anything else.
 inline StateDict read_state_dict(const std::filesystem::path& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
+  const FileContent start = read_file(AT_FDCWD, path.string(), kBytesOfFormat);
+  if (!start.problem.empty()) {
     throw support::Error(fmt::format(
-        "expected {} to be a file of weights, but there is no such file.",
-        path.string()));
+        "expected {} to be a file of weights, but reading it failed: {}. Give "
+        "one that torch.save(model.state_dict(), file) has written.",
+        path.string(),
+        start.problem));
+  }
+  if (const auto other = other_format_of(start.bytes)) {
+    detail::stop_on_flaw(path, other->clause, other->cure);
   }
   std::ifstream file(path, std::ios::binary);
   try {
     return read_tensors(file);
   } catch (const FormatError& flaw) {
-    throw support::Error(fmt::format(
-        "expected {} to be a state dict that torch.save() has written, but {}. "
-        "Write it anew with torch.save(model.state_dict(), file).",
-        path.string(),
-        flaw.what()));
+    detail::stop_on_flaw(path, flaw.what(), kWriteAnew);
   }
 }
 
@@ -196,13 +204,14 @@ inline std::string archive_of(const StateDict& state) {
 }
 
 /// Writes what model.load_state_dict(torch.load(file, weights_only=True)) reads
-/// in Python.
+/// in Python. `flag` is what the user may change about the path.
 ///
 /// Throws:   Error if the file cannot be written.
 inline void write_state_dict(
     const std::filesystem::path& path,
-    const StateDict& state) {
-  write_file(path, archive_of(state), "--save-weights");
+    const StateDict& state,
+    const std::string& flag = "path") {
+  write_file(path, archive_of(state), flag);
 }
 
 } // namespace training

@@ -318,7 +318,8 @@ TEST_F(FilesOfARun, TakeNoWeightsFromAPipe) {
           "timeout 60 $TRAIN " +
           brief("resnet32 synthetic --iterations 0 --results-dir here "
                 "--load-weights pipe")),
-      "expected pipe to be a file of weights, but there is no such file.");
+      "expected pipe to be a file of weights, but reading it failed: it is a "
+      "pipe. Give one that torch.save(model.state_dict(), file) has written.");
 }
 
 } // namespace

@@ -482,13 +482,16 @@ TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {
       "revnet38 synthetic --iterations 1 --fresh --results-dir here ";
   expect_error(
       short_run(run + "--load-weights gone.pt"),
-      "expected gone.pt to be a file of weights, but there is no such file.");
+      "expected gone.pt to be a file of weights, but reading it failed: No such "
+      "file or directory. Give one that torch.save(model.state_dict(), file) has "
+      "written.");
   expect_error(
       short_run(run + "--load-weights resnet32.pt"),
       "expected resnet32.pt to have all weights of revnet38, but it lacks "
       "\"layer1.0.revblock._fn.Fm.conv1.weight\" and 131 more, and has "
-      "\"layer1.0.basicblock_sub.conv1.weight\" and 150 more. Give the file of "
-      "a revnet38.");
+      "\"layer1.0.basicblock_sub.conv1.weight\" (did you mean "
+      "\"layer1.0.revblock._fn.Fm.conv1.weight\"?) and 150 more. Give the file "
+      "of a revnet38.");
   expect_error(
       short_run(run + "--save-weights here"),
       "expected here to be a file or nothing yet, but it is a directory. Move "

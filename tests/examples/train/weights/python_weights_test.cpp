@@ -20,6 +20,7 @@ namespace {
 
 using namespace training;
 using namespace memcnn_test;
+using testing::HasSubstr;
 using testing::StartsWith;
 
 /// The networks of tests/reference/generate_weights.py.
@@ -278,6 +279,10 @@ TEST(PythonWeights, RejectUnexpectedEntries) {
           [](StateDict& state) { rename(state, "fc.bias", "head.bias"); }),
       "expected FILE to have all weights of revnet38, but it lacks "
       "\"fc.bias\", and has \"head.bias\". Give the file of a revnet38.");
+  EXPECT_THAT(
+      message_after(
+          [](StateDict& state) { rename(state, "fc.bias", "fc.bais"); }),
+      HasSubstr("and has \"fc.bais\" (did you mean \"fc.bias\"?). "));
 }
 
 TEST(PythonWeights, RejectOtherShapesAndKinds) {
@@ -286,23 +291,23 @@ TEST(PythonWeights, RejectOtherShapesAndKinds) {
         state["fc.weight"] = torch::zeros({100, 8});
       }),
       "expected \"fc.weight\" in FILE to have sizes [10, 8] and dtype float, "
-      "but got sizes [100, 8] and dtype float. Give the file of a revnet38 for "
-      "as many classes.");
+      "but got sizes [100, 8] and dtype float. Give the file of a revnet38 of "
+      "the same sizes.");
   // one value, which would fit each of ten
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].narrow(0, 0, 1);
       }),
       "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got sizes [1] and dtype float. Give the file of a revnet38 for as many "
-      "classes.");
+      "got sizes [1] and dtype float. Give the file of a revnet38 of the same "
+      "sizes.");
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].to(torch::kInt64);
       }),
       "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got sizes [10] and dtype long int. Give the file of a revnet38 for as "
-      "many classes.");
+      "got sizes [10] and dtype long int. Give the file of a revnet38 of the "
+      "same sizes.");
 }
 
 TEST(PythonWeights, AreRoundedToTheDtypeOfTheNetwork) {

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Which entry of a file is which of a network: names in Python and C++ differ
+// where one side has wrapped a module that the other has not.
+
+#include "support/nearest.h"
+#include "train/weights/state_dict.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace training {
+
+namespace detail {
+
+/// A name without the parts that Python's wrappers add: "_fn" is MemCNN's
+/// InvertibleModuleWrapper, "module" DataParallel, "_orig_mod" torch.compile().
+inline std::string bare(const std::string& name) {
+  std::istringstream parts(name);
+  std::string result;
+  for (std::string part; std::getline(parts, part, '.');) {
+    if (part != "_fn" && part != "module" && part != "_orig_mod") {
+      result += (result.empty() ? "" : ".") + part;
+    }
+  }
+  return result;
+}
+
+/// Files of torch 0.4.0 and before lack these counters, which nothing but a
+/// cumulative average depends on.
+inline bool may_be_missing(const std::string& name) {
+  constexpr std::string_view kEnding = ".num_batches_tracked";
+  return name.size() > kEnding.size() &&
+      name.substr(name.size() - kEnding.size()) == kEnding;
+}
+
+/// Whether a tensor is one of those already: where a module is used twice,
+/// Python has it under both names.
+inline bool is_among(const at::Tensor& tensor, const StateDict& others) {
+  const auto values = others.values();
+  return std::any_of(
+      values.begin(), values.end(), [&](const at::Tensor& other) {
+        return tensor.is_alias_of(other) &&
+            tensor.storage_offset() == other.storage_offset() &&
+            tensor.sizes() == other.sizes() &&
+            tensor.strides() == other.strides();
+      });
+}
+
+/// A network's names by their bare ones; empty where two have one.
+inline std::unordered_map<std::string, std::string> by_bare_name(
+    const StateDict& network) {
+  std::unordered_map<std::string, std::string> names;
+  for (const auto& name : network.keys()) {
+    const auto [place, is_new] = names.emplace(bare(name), name);
+    if (!is_new) {
+      place->second.clear(); // the whole name says which is meant
+    }
+  }
+  return names;
+}
+
+} // namespace detail
+
+/// The entries of a file that are a network's, under the names that it has for
+/// them, and what one has that the other has not.
+struct Match {
+  StateDict found;
+  std::vector<std::string> missing;
+  std::vector<std::string> unknown;
+};
+
+/// Goes by whole names, then by those without the parts of Python's wrappers.
+inline Match match(const StateDict& network, const StateDict& file) {
+  auto wrapped = detail::by_bare_name(network);
+  Match result;
+  std::vector<std::string> others;
+  for (const auto& item : file) {
+    const auto& name = item.key();
+    const std::string meant =
+        network.contains(name) ? name : wrapped[detail::bare(name)];
+    const bool is_another = meant.empty() || result.found.contains(meant) ||
+        (meant != name && file.contains(meant));
+    if (is_another) {
+      others.push_back(name);
+    } else {
+      result.found.insert(meant, item.value());
+    }
+  }
+  for (const auto& name : others) {
+    if (!detail::is_among(file[name], result.found)) {
+      result.unknown.push_back(name);
+    }
+  }
+  for (const auto& name : network.keys()) {
+    if (!result.found.contains(name) && !detail::may_be_missing(name)) {
+      result.missing.push_back(name);
+    }
+  }
+  return result;
+}
+
+/// The one of a network's names that an unknown one was most likely meant to
+/// be; empty where none is near.
+inline std::string nearest_name(
+    const std::string& unknown,
+    const std::vector<std::string>& names) {
+  constexpr size_t kMostBytes = 256; // a file may have a name of any length
+  std::vector<std::string> bare_names;
+  for (const auto& name : names) {
+    bare_names.push_back(detail::bare(name));
+  }
+  const auto nearest =
+      support::nearest(detail::bare(unknown.substr(0, kMostBytes)), bare_names);
+  const auto place = std::find(bare_names.begin(), bare_names.end(), nearest);
+  return place == bare_names.end() ? "" : names[place - bare_names.begin()];
+}
+
+} // namespace training
