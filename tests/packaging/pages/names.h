@@ -9,6 +9,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <iomanip>
 #include <iostream>
 #include <string>
 #include <tuple>
@@ -58,6 +59,34 @@ struct WideImpl : torch::nn::Cloneable<WideImpl> {
   torch::nn::Conv2d conv{nullptr};
 };
 TORCH_MODULE(Wide);
+
+/// Prints what a chain holds between forward and backward, with plain autograd
+/// and without, and stops where the gradients differ.
+inline void print_held(
+    const char* name,
+    memcnn::ReversibleSequence chain,
+    const torch::Tensor& input) {
+  std::cout << name << ":" << std::fixed << std::setprecision(1);
+  torch::Tensor gradients[2]; // of all parameters, in a row
+  for (const bool plain : {true, false}) {
+    torch::manual_seed(0);
+    chain->options.disable(plain);
+    const memcnn::AllocationMeter meter;
+    const torch::Tensor loss = chain(input).square().mean();
+    std::cout << (plain ? " plain " : ", sequence ")
+              << static_cast<double>(meter.held_bytes()) / (1 << 20) << " MiB";
+    std::vector<torch::Tensor> parts;
+    for (const auto& gradient :
+         torch::autograd::grad({loss}, chain->parameters())) {
+      parts.push_back(gradient.flatten());
+    }
+    gradients[plain] = torch::cat(parts);
+  }
+  // A ReLU within rounding of 0 goes either way, also in plain autograd.
+  const auto error = (gradients[0] - gradients[1]).norm() / gradients[1].norm();
+  TORCH_CHECK(error.item<double>() < 1e-2, "gradients are off by ", error);
+  std::cout << "\n";
+}
 
 /// Each example runs as a member of a class derived from this one: it finds
 /// these names, and may declare its own of the same.
