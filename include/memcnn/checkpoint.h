@@ -135,7 +135,7 @@ auto checkpoint(
   const detail::Tensors flat = detail::pack(inputs...);
   const std::shared_ptr<torch::nn::Module> target = detail::module_of(module);
   Holder handle = module; // of the same module: a holder's forward is not const
-  if (!detail::records_graph(flat, *target)) {
+  if (!detail::runs_as_node(flat, *target)) {
     return call(handle, inputs...);
   }
   auto block = std::make_shared<detail::ForwardOnly>(

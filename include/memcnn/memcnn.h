@@ -5,12 +5,14 @@
 #include <memcnn/any_invertible.h>
 #include <memcnn/check.h>
 #include <memcnn/checkpoint.h>
+#include <memcnn/configure.h>
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/additive.h>
 #include <memcnn/coupling/affine.h>
 #include <memcnn/coupling/options.h>
 #include <memcnn/invertible.h>
 #include <memcnn/parameter_gradients.h>
+#include <memcnn/plain_autograd.h>
 #include <memcnn/recording.h>
 #include <memcnn/sequence.h>
 #include <memcnn/version.h>

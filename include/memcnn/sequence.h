@@ -3,6 +3,7 @@
 
 #include <memcnn/any_invertible.h>
 #include <memcnn/detail/chain.h>
+#include <memcnn/detail/configurable.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
@@ -54,6 +55,7 @@ struct ReversibleSequenceOptions {
 /// The module behind ReversibleSequence.
 class ReversibleSequenceImpl final
     : public torch::nn::Cloneable<ReversibleSequenceImpl>,
+      public detail::Configurable<ReversibleSequenceOptions>,
       public Invertible {
  public:
   using Iterator = std::vector<AnyInvertible>::iterator;
@@ -72,7 +74,7 @@ class ReversibleSequenceImpl final
   explicit ReversibleSequenceImpl(
       std::initializer_list<std::pair<std::string, AnyInvertible>> blocks,
       const ReversibleSequenceOptions& options_ = {})
-      : options(options_) {
+      : Configurable{options_} {
     for (const auto& [name, block] : blocks) {
       push_back(name, block);
     }
@@ -227,7 +229,7 @@ class ReversibleSequenceImpl final
     stream << ")";
   }
 
-  ReversibleSequenceOptions options;
+  using Configurable::options;
 
  private:
   void take(const ReversibleSequenceOptions& given) {
@@ -284,7 +286,7 @@ class ReversibleSequenceImpl final
 
   at::Tensor call(Direction direction, const at::Tensor& input) {
     check(direction);
-    if (options.disable() || !detail::records_graph({input}, *this)) {
+    if (options.disable() || !detail::runs_as_node({input}, *this)) {
       Recording off = Recording::off();
       return run(direction, {input}, off)[0];
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/configurable.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/free_inputs.h>
 #include <memcnn/detail/holder.h>
@@ -61,12 +62,13 @@ class InvertibleModuleWrapperImpl;
 template <class M, class Out, class... Ins, class Back, class... Outs>
 class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     : public torch::nn::Cloneable<
-          InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>> {
+          InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>>,
+      public detail::Configurable<InvertibleModuleWrapperOptions> {
  public:
   explicit InvertibleModuleWrapperImpl(
       M module_,
       InvertibleModuleWrapperOptions options_ = {})
-      : options(options_),
+      : Configurable{options_},
         module(std::move(module_)),
         block_(detail::as_invertible(module.ptr())) {
     reset();
@@ -120,7 +122,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
            << (options.debug() ? ", debug=true)" : ")");
   }
 
-  InvertibleModuleWrapperOptions options;
+  using Configurable::options;
   M module;
 
  private:
@@ -128,7 +130,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   Result call(Direction direction, const Plain& plain, const Args&... args) {
     if (!options.disable()) {
       const detail::Tensors inputs = detail::pack(args...);
-      if (detail::records_graph(inputs, *module)) {
+      if (detail::runs_as_node(inputs, *module)) {
         return detail::unpack<Result>(run(direction, inputs));
       }
     }

@@ -10,6 +10,7 @@
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 #include <memcnn/parameter_gradients.h>
+#include <memcnn/plain_autograd.h>
 #include <memcnn/recording.h>
 
 #include <ATen/Functions.h>
@@ -343,12 +344,13 @@ inline const NodeState* state_of(const torch::autograd::Node& node) {
   return ours != nullptr ? &InvertibleFunction::state_in(ours->ctx_) : nullptr;
 }
 
-/// Whether the caller records a graph that a call of this module with these
-/// inputs would be part of (Note [Recomputation], rule 6).
-inline bool records_graph(
+/// Whether a call of this module with these inputs is to save memory: whether
+/// the caller records a graph that it would be part of (Note [Recomputation],
+/// rule 6), and asks for no plain autograd.
+inline bool runs_as_node(
     const Tensors& inputs,
     const torch::nn::Module& module) {
-  if (!at::GradMode::is_enabled()) {
+  if (!at::GradMode::is_enabled() || PlainAutogradGuard::is_enabled()) {
     return false;
   }
   for (const at::Tensor& input : inputs) {
