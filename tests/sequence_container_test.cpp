@@ -213,6 +213,80 @@ TEST_F(ReversibleSequence, CloneKeepsNamesAndWhatIsShared) {
   EXPECT_NE((*copy)[0], sequence->ptr(0));
 }
 
+// Printing.
+
+TEST_F(ReversibleSequence, PrintsAsSequentialDoes) {
+  const memcnn::ReversibleSequence sequence({{"a", Negate()}, {"b", Negate()}});
+  const torch::nn::Sequential sequential({{"a", Negate()}, {"b", Negate()}});
+  const std::string printed = c10::str(sequence);
+  const std::string name = "memcnn::ReversibleSequence";
+  EXPECT_EQ(printed.substr(0, name.size()), name);
+  const std::string expected = c10::str(sequential);
+  EXPECT_EQ(
+      printed.substr(name.size()),
+      expected.substr(std::string("torch::nn::Sequential").size()));
+}
+
+TEST_F(ReversibleSequence, PrintsRepeatedBlocksOnce) {
+  memcnn::ReversibleSequence inner(
+      {{"a", Coupling(LinearBranch(1))}, {"b", Coupling(LinearBranch(1))}});
+  memcnn::ReversibleSequence sequence(coupling(), coupling(), coupling());
+  sequence->push_back(inner);
+  sequence->push_back("last", coupling());
+  sequence->options.memory_format(torch::MemoryFormat::Contiguous);
+  const auto branches = [](const std::string& indentation, int size) {
+    std::string text = "memcnn::AdditiveCoupling(split_dim=1)(\n";
+    for (const char* name : {"Fm", "Gm"}) {
+      text += c10::str(
+          indentation + "  (",
+          name,
+          "): memcnn_test::LinearBranchImpl(\n",
+          indentation + "    (linear): torch::nn::Linear(in_features=",
+          size,
+          ", out_features=",
+          size,
+          ", bias=true)\n",
+          indentation + "  )\n");
+    }
+    return text + indentation + ")\n";
+  };
+  EXPECT_EQ(
+      c10::str(*sequence),
+      "memcnn::ReversibleSequence(memory_format=Contiguous)(\n"
+      "  (0-2): 3 x " +
+          branches("  ", 2) + "  (3): memcnn::ReversibleSequence(\n" +
+          "    (a): " + branches("    ", 1) + "    (b): " +
+          branches("    ", 1) + "  )\n  (last): " + branches("  ", 2) + ")");
+}
+
+TEST_F(ReversibleSequence, PrintsInsideAModuleAsLibTorchDoes) {
+  const memcnn::ReversibleSequence sequence(Negate{}, Negate{});
+  EXPECT_EQ(
+      c10::str(torch::nn::Sequential(sequence)),
+      "torch::nn::Sequential(\n"
+      "  (0): memcnn::ReversibleSequence(\n"
+      "    (0): memcnn_test::(anonymous namespace)::NegateImpl\n"
+      "    (1): memcnn_test::(anonymous namespace)::NegateImpl\n"
+      "  )\n"
+      ")");
+}
+
+TEST_F(ReversibleSequence, PrintsTheOptionsThatAreSet) {
+  memcnn::ReversibleSequence sequence;
+  const auto printed = [&] {
+    return c10::str(sequence);
+  };
+  EXPECT_EQ(printed(), "memcnn::ReversibleSequence");
+  sequence->options.memory_budget(7);
+  EXPECT_EQ(printed(), "memcnn::ReversibleSequence(memory_budget=7)");
+  sequence->options.preserve_rng_state(false).debug(true).disable(true);
+  sequence->options.memory_format(torch::MemoryFormat::ChannelsLast);
+  EXPECT_EQ(
+      printed(),
+      "memcnn::ReversibleSequence(preserve_rng_state=false, debug=true, "
+      "disable=true, memory_budget=7, memory_format=ChannelsLast)");
+}
+
 TEST_F(ReversibleSequence, AnyInvertibleRefusesANullPointer) {
   EXPECT_THAT(
       [] { memcnn::AnyInvertible(std::shared_ptr<NegateImpl>()); },

@@ -21,7 +21,6 @@
 namespace memcnn_test {
 namespace {
 
-using testing::AllOf;
 using testing::HasSubstr;
 using testing::StrEq;
 
@@ -283,18 +282,6 @@ TEST_F(ReversibleSequence, FitsIntoSequentialAndAnyModule) {
   EXPECT_TRUE(net->forward(x).equal(trunk(x).flatten(1)));
   torch::nn::AnyModule any(trunk);
   EXPECT_TRUE(any.forward(x).equal(trunk(x)));
-}
-
-TEST_F(ReversibleSequence, PrintsItsOptions) {
-  memcnn::ReversibleSequence trunk(additive());
-  std::ostringstream stream;
-  stream << trunk;
-  EXPECT_THAT(
-      stream.str(),
-      AllOf(
-          HasSubstr("memcnn::ReversibleSequence(preserve_rng_state=true, "
-                    "disable=false, memory_budget=0)"),
-          HasSubstr("(0): memcnn::AdditiveCoupling(split_dim=1)")));
 }
 
 // The memory budget.

@@ -4,9 +4,10 @@
 #include <memcnn/any_invertible.h>
 #include <memcnn/detail/chain.h>
 #include <memcnn/detail/configurable.h>
-#include <memcnn/detail/describe.h>
+#include <memcnn/detail/folded.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
+#include <memcnn/detail/printed_options.h>
 #include <memcnn/invertible.h>
 
 #include <ATen/core/Tensor.h>
@@ -163,9 +164,49 @@ class ReversibleSequenceImpl final
     return blocks_.empty();
   }
 
+  /// How many blocks kept their activations in the last forward or inverse
+  /// that recorded a graph.
+  size_t kept_blocks() const {
+    return chain_.kept_blocks();
+  }
+
   /// The children are registered by push_back().
   void reset() override {}
 
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<c10::Device>& device = std::nullopt) const override {
+    auto copy = std::make_shared<ReversibleSequenceImpl>(options);
+    const auto children = named_children();
+    for (const AnyInvertible& block : blocks_) {
+      const auto module = block.ptr();
+      const size_t first = first_use(*module);
+      copy->push_back(
+          name_in(children, *module),
+          first < copy->size() ? copy->blocks_[first] : block.clone(device));
+    }
+    detail::copy_modes(*this, *copy);
+    return copy;
+  }
+
+  /// Its options; operator<< adds the blocks.
+  void pretty_print(std::ostream& stream) const override {
+    stream << "memcnn::ReversibleSequence"
+           << detail::PrintedOptions()
+                  .add(
+                      "preserve_rng_state",
+                      options.preserve_rng_state(),
+                      /*standard=*/true)
+                  .add("debug", options.debug())
+                  .add("disable", options.disable())
+                  .add("memory_budget", options.memory_budget())
+                  .add("memory_format", options.memory_format());
+  }
+
+  using Configurable::options;
+
+ private:
+  // What the node asks of an Invertible; for users there are forward() and
+  // inverse().
   std::vector<at::Tensor> run(
       Direction direction,
       std::vector<at::Tensor> inputs,
@@ -186,12 +227,6 @@ class ReversibleSequenceImpl final
         direction, std::move(after), recording, parameters);
   }
 
-  /// How many blocks kept their activations in the last forward or inverse
-  /// that recorded a graph.
-  size_t kept_blocks() const {
-    return chain_.kept_blocks();
-  }
-
   torch::nn::Module& module() override {
     return *this;
   }
@@ -200,38 +235,10 @@ class ReversibleSequenceImpl final
     return "ReversibleSequence";
   }
 
-  std::shared_ptr<torch::nn::Module> clone(
-      const std::optional<c10::Device>& device = std::nullopt) const override {
-    auto copy = std::make_shared<ReversibleSequenceImpl>(options);
-    const auto children = named_children();
-    for (const AnyInvertible& block : blocks_) {
-      const auto module = block.ptr();
-      const size_t first = first_use(*module);
-      copy->push_back(
-          name_in(children, *module),
-          first < copy->size() ? copy->blocks_[first] : block.clone(device));
-    }
-    detail::copy_modes(*this, *copy);
-    return copy;
+  std::optional<int64_t> takes_halves_of() const override {
+    return std::nullopt;
   }
 
-  void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::ReversibleSequence(preserve_rng_state="
-           << detail::yes_no(options.preserve_rng_state())
-           << ", disable=" << detail::yes_no(options.disable())
-           << ", memory_budget=" << options.memory_budget();
-    if (options.debug()) {
-      stream << ", debug=true";
-    }
-    if (options.memory_format()) {
-      stream << ", memory_format=" << *options.memory_format();
-    }
-    stream << ")";
-  }
-
-  using Configurable::options;
-
- private:
   void take(const ReversibleSequenceOptions& given) {
     options = given;
   }
@@ -319,6 +326,16 @@ class ReversibleSequenceImpl final
   detail::Chain chain_;
 };
 
+/// Prints a sequence as LibTorch prints modules, but blocks that print alike once,
+/// with their count: "(0-8): 9 x memcnn::AdditiveCoupling(...)". Inside of
+/// another module it prints as LibTorch does, one block after the other.
+inline std::ostream& operator<<(
+    std::ostream& stream,
+    const ReversibleSequenceImpl& sequence) {
+  detail::print_folded(stream, sequence, /*indentation=*/"");
+  return stream;
+}
+
 /// Runs a chain of invertible modules as one autograd node that keeps its last
 /// output only: backward rebuilds everything else from it, block by block.
 ///
@@ -330,9 +347,8 @@ class ReversibleSequenceImpl final
 ///           and the activations of as many last blocks as memory_budget has
 ///           room for; nothing that a caller holds is freed. Between couplings
 ///           of the same split_dim the halves travel as two tensors, updated in
-///           place (Note [Streams of a sequence] in
-///           detail/streams.h). They are
-///           copies of the input's halves, for which a memory_format costs
+///           place (Note [Streams of a sequence] in detail/streams.h). They
+///           are copies of the input's halves, for which a memory_format costs
 ///           nothing more.
 /// Accuracy: gradients at inputs rebuilt through all later blocks: the error
 ///           grows with depth; in float64 it stays below 1e-10 at depth 20.
@@ -361,5 +377,11 @@ class ReversibleSequence
       : ModuleHolder(
             std::make_shared<ReversibleSequenceImpl>(blocks, options)) {}
 };
+
+inline std::ostream& operator<<(
+    std::ostream& stream,
+    const ReversibleSequence& sequence) {
+  return stream << *sequence;
+}
 
 } // namespace memcnn

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <memcnn/detail/configurable.h>
-#include <memcnn/detail/describe.h>
 #include <memcnn/detail/free_inputs.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/plain_module.h>
+#include <memcnn/detail/printed_options.h>
 #include <memcnn/detail/signature.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
@@ -113,13 +113,16 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   }
 
   void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::InvertibleModuleWrapper(keep_input="
-           << detail::yes_no(options.keep_input()) << ", keep_input_inverse="
-           << detail::yes_no(options.keep_input_inverse())
-           << ", disable=" << detail::yes_no(options.disable())
-           << ", preserve_rng_state="
-           << detail::yes_no(options.preserve_rng_state())
-           << (options.debug() ? ", debug=true)" : ")");
+    stream << "memcnn::InvertibleModuleWrapper"
+           << detail::PrintedOptions()
+                  .add("keep_input", options.keep_input())
+                  .add("keep_input_inverse", options.keep_input_inverse())
+                  .add("disable", options.disable())
+                  .add(
+                      "preserve_rng_state",
+                      options.preserve_rng_state(),
+                      /*standard=*/true)
+                  .add("debug", options.debug());
   }
 
   using Configurable::options;
@@ -214,7 +217,8 @@ struct wrapper_of {
 /// Avoid if: the module is one of a long chain of its kind: ReversibleSequence
 ///           is faster and smaller.
 /// Source:   Gomez et al. 2017, The Reversible Residual Network, algorithm 1,
-///           arXiv:1707.04585; Python MemCNN 1.5.2. Differs: docs/migration.md.
+///           arXiv:1707.04585; Python MemCNN 1.5.2. Differs: the fused step, what
+///           is freed, random numbers and buffers in the second run.
 /// Example:
 ///   memcnn::InvertibleModuleWrapper block(coupling);
 ///   torch::Tensor y = block(h); // h, made by a layer, is freed
