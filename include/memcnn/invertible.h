@@ -17,6 +17,9 @@
 #include <vector>
 
 namespace memcnn {
+namespace detail {
+class InvertibleFunction;
+}
 
 /// Which of the two maps of an invertible module is meant.
 enum class Direction { kForward, kInverse };
@@ -114,6 +117,9 @@ class Invertible {
 
   /// The name in messages, without template arguments.
   virtual std::string type_name() const = 0;
+
+ protected:
+  friend class detail::InvertibleFunction; // the autograd node
 
   /// The inputs of a run: rebuilt by the opposite map where they were not kept.
   /// Throws c10::Error if one is not like the true one.

@@ -87,8 +87,8 @@ TEST_F(AffineAdapterSigmoid, TakesTheSplitDimOfItsCoupling) {
       torch::nn::Sequential(torch::nn::Identity(), open_f),
       torch::nn::AnyModule(open_g),
       last);
-  EXPECT_EQ(open_f->options.split_dim(), 2);
-  EXPECT_EQ(open_g->options.split_dim(), 2);
+  EXPECT_EQ(open_f->split_dim(), 2);
+  EXPECT_EQ(open_g->split_dim(), 2);
   const torch::Tensor x = torch::randn({2, 4, 6});
   EXPECT_TRUE(untold(x).equal(told(x)));
 }
@@ -103,8 +103,9 @@ TEST_F(AffineAdapterSigmoid, CopyTakesAnotherSplitDim) {
   memcnn::AffineCoupling coupling(
       adapter, memcnn::CouplingOptions().split_dim(2));
   auto after = clone();
-  EXPECT_TRUE(before->take_split_dim(3));
-  EXPECT_FALSE(after->take_split_dim(3));
+  const auto along_3 = memcnn::CouplingOptions().split_dim(3);
+  EXPECT_NO_THROW(memcnn::AffineCoupling(before, along_3));
+  EXPECT_THROW(memcnn::AffineCoupling(after, along_3), c10::ValueError);
 }
 
 TEST_F(AffineAdapterSigmoid, CountsTheSplitDimFromEitherEnd) {
@@ -183,7 +184,7 @@ TEST_F(AffineAdapterSigmoid, CloneIsDeep) {
   const auto copy =
       std::dynamic_pointer_cast<decltype(adapter)::Impl>(adapter->clone());
   ASSERT_NE(copy, nullptr);
-  EXPECT_EQ(copy->options.split_dim(), 2);
+  EXPECT_EQ(copy->split_dim(), 2);
   EXPECT_TRUE(copy->is_training());
   EXPECT_FALSE(copy->f->is_training());
   EXPECT_NE(copy->f.ptr(), adapter->f.ptr());

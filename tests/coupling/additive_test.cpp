@@ -189,7 +189,12 @@ TEST_F(AdditiveCoupling, WithoutGCopiesFDeeply) {
   f->eval();
   memcnn::AdditiveCoupling along_rows(
       f, memcnn::CouplingOptions().split_dim(2));
-  EXPECT_EQ(along_rows->options.split_dim(), 2);
+  EXPECT_EQ(along_rows->options().split_dim(), 2);
+  static_assert(
+      std::is_same_v<
+          decltype(along_rows->options()),
+          const memcnn::CouplingOptions&>,
+      "options are fixed at construction");
   EXPECT_FALSE(along_rows->g->is_training());
   EXPECT_FALSE(along_rows->g->norm->is_training());
 

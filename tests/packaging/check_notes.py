@@ -10,7 +10,9 @@ and has rules `// 1. ...`, counted from 1. Exits with 1, and lists what is wrong
     source, test or page leads to no Note or rule;
   - a rule N has no test `RuleN...` in tests/notes/<name>_test.cpp, or such a test
     has no rule;
-  - the table of docs/design.md does not name the header of each Note.
+  - the table of docs/design.md does not name the header of each Note;
+  - a comment in a header names a file that is no header of memcnn or LibTorch: others
+    are not there where memcnn is installed.
 Python alone is needed, no package.
 """
 
@@ -22,6 +24,8 @@ NOTE = re.compile(r"^// Note \[([^\]]+)\]\n((?://.*\n)+)", re.M)
 RULE = re.compile(r"^// (\d+)\. ", re.M)
 CITATION = re.compile(r"Note \[([^\]]+)\](?:,\s+rules? (\d+)(?:(?:,| and) (\d+))*)?")
 TEST = re.compile(r"^TEST\w*\(\s*\w+,\s*Rule(\d+)\w+", re.M)
+FILE = re.compile(r"(?<![\w./-])[\w./-]+\.(?:h|md|cpp|py|txt)\b")
+OF_LIBTORCH = ("torch/", "ATen/", "c10/")
 CITING = ("include/**/*.h", "tests/**/*.h", "tests/**/*.cpp", "docs/**/*.md", "*.md")
 PLACEHOLDERS = {"Name"}
 
@@ -65,6 +69,16 @@ def check_tests(root, notes, problems):
             problems.append(f"{path}: rule {rule} of Note [{name}] {what}")
 
 
+def check_files(root, problems):
+    """What an editor shows to users cites only what they have."""
+    library = root / "include/memcnn"
+    for header in sorted(library.rglob("*.h")):
+        for comment in re.findall(r"//.*", header.read_text(encoding="utf-8")):
+            for name in FILE.findall(comment):
+                if not (name.startswith(OF_LIBTORCH) or (library / name).is_file()):
+                    problems.append(f"{header}: {name} is not installed")
+
+
 def check_table(root, notes, problems):
     table = (root / "docs/design.md").read_text(encoding="utf-8")
     for name, (header, _) in notes.items():
@@ -85,6 +99,7 @@ def main():
     check_citations(root, notes, problems)
     check_tests(root, notes, problems)
     check_table(root, notes, problems)
+    check_files(root, problems)
     for problem in problems:
         print(problem.replace(f"{root}/", ""))
     rules = sum(count for _, count in notes.values())

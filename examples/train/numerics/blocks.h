@@ -67,7 +67,7 @@ reversible_block(std::string path, std::string run, const Coupling& coupling) {
   auto block = plain_block(std::move(path), "AdditiveCoupling", coupling.ptr());
   block.run = std::move(run);
   block.rounded_input = [coupling](const torch::Tensor& x) {
-    const auto bits = coupling->options.fractional_bits();
+    const auto bits = coupling->options().fractional_bits();
     if (!bits) {
       return x;
     }

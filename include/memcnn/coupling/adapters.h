@@ -88,8 +88,8 @@ class AffineAdapterImpl final
     reset();
   }
 
-  AffineAdapterImpl(F f_, CouplingOptions options_)
-      : options(options_), f(std::move(f_)), has_split_dim_(true) {
+  AffineAdapterImpl(F f_, const CouplingOptions& options)
+      : f(std::move(f_)), split_dim_(options.split_dim()) {
     reset();
   }
 
@@ -100,46 +100,43 @@ class AffineAdapterImpl final
   ScaleShift forward(const at::Tensor& input) {
     check_twin(input);
     const at::Tensor h = call<at::Tensor>(f, input);
-    return Rule::apply(input, h, options.split_dim());
+    return Rule::apply(input, h, split_dim());
   }
 
   int64_t split_dim() const override {
-    return options.split_dim();
-  }
-
-  bool take_split_dim(int64_t dim) override {
-    if (!std::exchange(has_split_dim_, true)) {
-      options.split_dim(dim);
-    }
-    if (dim == split_dim()) {
-      return true;
-    }
-    if ((dim < 0) == (split_dim() < 0) || twin_.value_or(dim) != dim) {
-      return false;
-    }
-    twin_ = dim;
-    return true;
+    return split_dim_.value_or(CouplingOptions().split_dim());
   }
 
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<AffineAdapterImpl>(detail::clone(f, device));
-    copy->options = options;
-    copy->has_split_dim_ = has_split_dim_;
+    copy->split_dim_ = split_dim_;
     copy->twin_ = twin_;
     copy_modes(*this, *copy);
     return copy;
   }
 
   void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::" << Rule::kName << "(split_dim=" << options.split_dim()
-           << ")";
+    stream << "memcnn::" << Rule::kName << "(split_dim=" << split_dim() << ")";
   }
 
-  CouplingOptions options;
   F f;
 
  private:
+  bool take_split_dim(int64_t dim) override {
+    if (!split_dim_) {
+      split_dim_ = dim;
+    }
+    if (dim == *split_dim_) {
+      return true;
+    }
+    if ((dim < 0) == (*split_dim_ < 0) || twin_.value_or(dim) != dim) {
+      return false;
+    }
+    twin_ = dim;
+    return true;
+  }
+
   void check_twin(const at::Tensor& input) const {
     TORCH_CHECK_VALUE(
         !twin_ || std::abs(*twin_ - split_dim()) == input.dim(),
@@ -153,7 +150,7 @@ class AffineAdapterImpl final
         ". Leave the adapter's CouplingOptions out: it takes its coupling's.");
   }
 
-  bool has_split_dim_ = false;
+  std::optional<int64_t> split_dim_; // none before a coupling gives its own
   std::optional<int64_t> twin_; // split_dim, counted from the other end
 };
 

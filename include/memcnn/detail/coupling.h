@@ -53,10 +53,10 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   using Value = typename Law::Value;
 
  public:
-  CouplingImpl(F f_, G g_, CouplingOptions options_ = {})
-      : options(options_),
-        f(std::move(f_)),
+  CouplingImpl(F f_, G g_, const CouplingOptions& options = {})
+      : f(std::move(f_)),
         g(std::move(g_)),
+        options_(options),
         exact_(Law::kName, Law::kCanBeExact, options.fractional_bits()) {
     give_split_dim(Law::kName, module_of(f), "F", options.split_dim());
     give_split_dim(Law::kName, module_of(g), "G", options.split_dim());
@@ -64,8 +64,8 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   }
 
   /// G is a deep copy of F.
-  explicit CouplingImpl(F f_, CouplingOptions options_ = {})
-      : CouplingImpl(f_, detail::clone(f_), options_) {}
+  explicit CouplingImpl(F f_, const CouplingOptions& options = {})
+      : CouplingImpl(f_, detail::clone(f_), options) {}
 
   /// Children are named as in Python MemCNN, so that keys of saved states are
   /// the same.
@@ -87,6 +87,36 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     Recording off = Recording::off();
     return run(Direction::kInverse, {output}, off)[0];
   }
+
+  /// As they were given; fixed since then.
+  const CouplingOptions& options() const {
+    return options_;
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<c10::Device>& device = std::nullopt) const override {
+    F f_copy = detail::clone(f, device);
+    G g_copy = clone_beside(f, f_copy, g, device);
+    auto copy = std::make_shared<CouplingImpl>(
+        std::move(f_copy), std::move(g_copy), options_);
+    copy_modes(*this, *copy);
+    return copy;
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "memcnn::" << Law::kName << "(split_dim=" << options_.split_dim();
+    if (options_.fractional_bits()) {
+      stream << ", fractional_bits=" << *options_.fractional_bits();
+    }
+    stream << ")";
+  }
+
+  F f;
+  G g;
+
+ private:
+  // What the machinery asks of an Invertible; for users there are forward() and
+  // inverse().
 
   Tensors run(Direction direction, Tensors inputs, Recording& recording)
       override {
@@ -117,7 +147,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   }
 
   std::optional<int64_t> takes_halves_of() const override {
-    return options.split_dim();
+    return options_.split_dim();
   }
 
   /// The fused step: each branch runs once, with a graph, and its value both
@@ -168,29 +198,6 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return Law::kName;
   }
 
-  std::shared_ptr<torch::nn::Module> clone(
-      const std::optional<c10::Device>& device = std::nullopt) const override {
-    F f_copy = detail::clone(f, device);
-    G g_copy = clone_beside(f, f_copy, g, device);
-    auto copy = std::make_shared<CouplingImpl>(
-        std::move(f_copy), std::move(g_copy), options);
-    copy_modes(*this, *copy);
-    return copy;
-  }
-
-  void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::" << Law::kName << "(split_dim=" << options.split_dim();
-    if (options.fractional_bits()) {
-      stream << ", fractional_bits=" << *options.fractional_bits();
-    }
-    stream << ")";
-  }
-
-  CouplingOptions options;
-  F f;
-  G g;
-
- private:
   static std::array<size_t, 2> order(Direction direction) {
     return direction == Direction::kForward ? std::array<size_t, 2>{0, 1}
                                             : std::array<size_t, 2>{1, 0};
@@ -203,13 +210,13 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     }
     const at::Tensor whole = std::exchange(tensors[0], at::Tensor());
     return split_halves(
-        place_of(Law::kName, direction), whole, options.split_dim());
+        place_of(Law::kName, direction), whole, options_.split_dim());
   }
 
   /// The halves in the form in which they came.
   Tensors joined_if(bool whole, Halves halves) const {
     if (whole) {
-      return {at::cat({halves[0], halves[1]}, options.split_dim())};
+      return {at::cat({halves[0], halves[1]}, options_.split_dim())};
     }
     return {std::move(halves[0]), std::move(halves[1])};
   }
@@ -229,7 +236,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       const at::Tensor& updated,
       Recording& recording) {
     const BranchCall where{
-        Law::kName, direction, i, options.split_dim(), argument};
+        Law::kName, direction, i, options_.split_dim(), argument};
     Value value = where.run([&] {
       return with_branch(i, [&](auto& branch) {
         return recording.run(
@@ -308,6 +315,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return laid_out_as(Law::tensors(value), std::move(grads));
   }
 
+  CouplingOptions options_;
   ExactMode exact_;
 };
 
