@@ -45,8 +45,7 @@ double evaluate(revnet::RevNet& net, const Images& images) {
 }
 
 /// Mebibytes that a network holds between forward and backward of a batch.
-double held_by(const revnet::RevNetOptions& options) {
-  revnet::RevNet net(options);
+double held_by(revnet::RevNet net) {
   const memcnn::AllocationMeter meter;
   const torch::Tensor logits = net(torch::randn({kBatchSize, 3, 32, 32}));
   return static_cast<double>(meter.held_bytes()) / (1024 * 1024);
@@ -104,9 +103,10 @@ int main(int argc, char** argv) {
     net->to(device);
     train(net, data.train, steps);
     std::cout << "test_accuracy:" << evaluate(net, data.test) << "\n";
-    std::cout << "held_mib:" << held_by(options);
-    options.engine(revnet::Engine::kPlain);
-    std::cout << " held_mib_if_plain:" << held_by(options) << "\n";
+    std::cout << "held_mib:" << held_by(revnet::RevNet(options));
+    const memcnn::PlainAutogradGuard plain;
+    std::cout << " held_mib_if_plain:" << held_by(revnet::RevNet(options))
+              << "\n";
   } catch (const c10::Error& error) {
     std::cerr << "revnet: " << error.what_without_backtrace()
               << "\nusage: revnet [NETWORK] [STEPS] [FOLDER]\n";

@@ -27,15 +27,14 @@
 namespace revnet {
 
 /// How reversible blocks run. The network, its weights and their names are the
-/// same under each.
+/// same under each, and under plain autograd (memcnn::PlainAutogradGuard).
 enum class Engine {
   kSequence, // memcnn::ReversibleSequence: keeps the output of a run of blocks
   kWrapper, // memcnn::InvertibleModuleWrapper: every block frees its input
-  kPlain, // ordinary autograd: all activations are kept
 };
 
 inline std::ostream& operator<<(std::ostream& stream, Engine engine) {
-  constexpr const char* kNames[] = {"sequence", "wrapper", "plain"};
+  constexpr const char* kNames[] = {"sequence", "wrapper"};
   return stream << kNames[static_cast<int>(engine)];
 }
 
@@ -250,9 +249,8 @@ class ReversibleBlocksImpl final
 
   void reset() override {
     memcnn::ReversibleSequence chain(
-        memcnn::ReversibleSequenceOptions()
-            .disable(options.engine() != Engine::kSequence)
-            .memory_budget(options.memory_budget()));
+        memcnn::ReversibleSequenceOptions().memory_budget(
+            options.memory_budget()));
     const auto coupling =
         memcnn::CouplingOptions().fractional_bits(options.fractional_bits());
     for (const BranchOptions& branch : branches) {
@@ -270,9 +268,8 @@ class ReversibleBlocksImpl final
     }
     // Wrappers hold nothing of their own: made here, not as children, they leave
     // the weights the names that these have under every engine.
-    for (const auto& block : blocks->children()) {
-      Coupling coupling(std::dynamic_pointer_cast<Coupling::Impl>(block));
-      x = memcnn::InvertibleModuleWrapper<Coupling>(coupling)->forward(x);
+    for (const memcnn::AnyInvertible& block : *blocks) {
+      x = memcnn::InvertibleModuleWrapper(block.get<Coupling>())->forward(x);
     }
     return x;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/allocation_meter.h>
+#include <memcnn/plain_autograd.h>
 
 #include "train/base/config.h"
 #include "train/data/images.h"
@@ -36,6 +37,7 @@ inline std::optional<Comparison> compare_with_plain(
     memcnn::AllocationMeter& meter,
     ProgressLine& progress) {
   const auto train = [&](const Config& twin) {
+    const memcnn::PlainAutogradGuard plain(is_plain(twin));
     Trainer trainer(twin, data, device, meter);
     RunState state;
     while (state.iteration < config.compare_plain && interrupted() == 0) {

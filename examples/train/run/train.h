@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/allocation_meter.h>
+#include <memcnn/plain_autograd.h>
 
 #include "train/base/config.h"
 #include "train/base/files.h"
@@ -120,6 +121,7 @@ inline int train(const Config& config) {
   if (!config.save_weights.empty()) {
     check_save_weights(config);
   }
+  const memcnn::PlainAutogradGuard plain(is_plain(config));
   const torch::Device device = detail::device_for(config);
   if (config.threads > 0) {
     torch::set_num_threads(config.threads);

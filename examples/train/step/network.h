@@ -37,6 +37,11 @@ inline Config plain_twin(Config config) {
   return config;
 }
 
+/// Whether memcnn::PlainAutogradGuard is to run a configuration's network.
+inline bool is_plain(const Config& config) {
+  return config.engine == "plain";
+}
+
 /// How images and weights of convolutions may lie in memory.
 inline const std::vector<std::string>& memory_format_names() {
   static const std::vector<std::string> all{"channels-last", "contiguous"};
@@ -49,16 +54,6 @@ inline at::MemoryFormat memory_format_of(const Config& config) {
       : at::MemoryFormat::Contiguous;
 }
 
-namespace detail {
-
-inline revnet::Engine engine_of(const Config& config) {
-  return config.engine == "sequence" ? revnet::Engine::kSequence
-      : config.engine == "wrapper"   ? revnet::Engine::kWrapper
-                                     : revnet::Engine::kPlain;
-}
-
-} // namespace detail
-
 /// Builds the network of a configuration. The same seed gives the same weights
 /// under every engine.
 inline revnet::RevNet make_network(const Config& config, int64_t num_classes) {
@@ -67,7 +62,9 @@ inline revnet::RevNet make_network(const Config& config, int64_t num_classes) {
   revnet::RevNet network(
       revnet::named(config.model)
           .num_classes(num_classes)
-          .engine(detail::engine_of(config))
+          .engine(
+              config.engine == "wrapper" ? revnet::Engine::kWrapper
+                                         : revnet::Engine::kSequence)
           .fractional_bits(config.fractional_bits)
           .memory_budget(config.memory_budget * kBytesPerMebibyte)
           .checkpoint_transitions(config.checkpoint_transitions));

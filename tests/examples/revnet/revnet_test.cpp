@@ -122,9 +122,7 @@ struct Kind {
         .checkpoint_transitions(checkpoint_transitions);
   }
   revnet::RevNetOptions plain_options() const {
-    return small(bottleneck)
-        .reversible(reversible)
-        .engine(revnet::Engine::kPlain);
+    return small(bottleneck).reversible(reversible);
   }
 
   friend std::ostream& operator<<(std::ostream& stream, const Kind& kind) {
@@ -143,8 +141,8 @@ constexpr Kind kReversible[] = {
 };
 
 constexpr Kind kResidual[] = {
-    {"Basic", false, revnet::Engine::kPlain, 0, false, false},
-    {"BottleneckCheckpoint", true, revnet::Engine::kPlain, 0, true, false},
+    {"Basic", false, revnet::Engine::kSequence, 0, false, false},
+    {"BottleneckCheckpoint", true, revnet::Engine::kSequence, 0, true, false},
 };
 
 class RevNetKinds : public testing::TestWithParam<Kind> {};
@@ -176,7 +174,8 @@ TEST_P(RevNetKinds, ReversibleEqualsPlainTwin) {
   reversible->to(torch::kFloat64);
   const auto images = torch::randn({6, 3, 8, 8}, torch::kFloat64);
   const auto labels = torch::arange(6);
-  const auto loss_of = [&](revnet::RevNet& net) {
+  const auto loss_of = [&](revnet::RevNet& net, bool as_plain = false) {
+    const memcnn::PlainAutogradGuard guard(as_plain);
     auto loss = torch::nn::functional::cross_entropy(net(images), labels);
     loss.backward();
     return loss;
@@ -188,7 +187,7 @@ TEST_P(RevNetKinds, ReversibleEqualsPlainTwin) {
         ? torch::allclose(a, b, 1e-12, 1e-14)
         : torch::equal(a, b);
   };
-  EXPECT_TRUE(same(loss_of(plain), loss_of(reversible)));
+  EXPECT_TRUE(same(loss_of(plain, /*as_plain=*/true), loss_of(reversible)));
 
   const auto expected = plain->named_parameters();
   for (const auto& item : reversible->named_parameters()) {
@@ -303,7 +302,8 @@ TEST(RevNet, PrintsItsOptions) {
 }
 
 /// Bytes that a network holds after forward.
-int64_t held(const revnet::RevNetOptions& options) {
+int64_t held(const revnet::RevNetOptions& options, bool as_plain = false) {
+  const memcnn::PlainAutogradGuard guard(as_plain);
   revnet::RevNet net(options);
   const auto images = torch::randn({2, 3, 8, 8});
   net(images).sum().backward(); // a budget is planned in the first step
@@ -321,7 +321,8 @@ revnet::RevNetOptions deep(int64_t blocks, revnet::Engine engine) {
 }
 
 TEST(RevNet, HoldsTheSameMemoryHoweverDeep) {
-  const int64_t plain = held(deep(12, revnet::Engine::kPlain));
+  const int64_t plain =
+      held(deep(12, revnet::Engine::kSequence), /*as_plain=*/true);
   for (const auto engine :
        {revnet::Engine::kSequence, revnet::Engine::kWrapper}) {
     const int64_t most = held(deep(12, engine));
@@ -333,7 +334,7 @@ TEST(RevNet, HoldsTheSameMemoryHoweverDeep) {
 TEST(RevNet, KeepsWhatTheMemoryBudgetOfEachGroupAllows) {
   const auto options = deep(12, revnet::Engine::kSequence);
   const int64_t least = held(options);
-  const int64_t all = held(deep(12, revnet::Engine::kPlain)) - least;
+  const int64_t all = held(options, /*as_plain=*/true) - least;
   const auto kept = [&](int64_t budget) {
     return held(revnet::RevNetOptions(options).memory_budget(budget)) - least;
   };

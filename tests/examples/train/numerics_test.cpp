@@ -230,7 +230,8 @@ TEST(Numerics, CompareWithTheGradientsOfPlainAutograd) {
   // Of a network that runs under plain autograd itself nothing is off, not even
   // by the order in which a batch normalisation sums.
   for (const auto dtype : {torch::kFloat32, torch::kFloat64}) {
-    auto net = seeded(small().engine(revnet::Engine::kPlain));
+    const memcnn::PlainAutogradGuard guard;
+    auto net = seeded(small());
     net->to(dtype);
     auto batch = small_batch();
     batch.images = batch.images.to(dtype);
@@ -287,11 +288,13 @@ TEST(Numerics, LeaveNoTrace) {
 TEST(Numerics, TakeLessMemoryThanAPlainStep) {
   const auto options = small().stem(16).widths({16, 16, 16}).blocks({9, 9, 9});
   const auto batch = small_batch();
-  auto plain =
-      seeded(revnet::RevNetOptions(options).engine(revnet::Engine::kPlain));
+  auto plain = seeded(options);
   const auto reversible = seeded(options);
   memcnn::AllocationMeter meter;
-  training::loss_of(plain(batch.images), batch.labels).backward();
+  {
+    const memcnn::PlainAutogradGuard guard;
+    training::loss_of(plain(batch.images), batch.labels).backward();
+  }
   const int64_t plain_peak = meter.peak_bytes();
   const int64_t before = meter.held_bytes();
   meter.reset_peak();
