@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/data/class_names.h"
 #include "train/data/images.h"
 
 #include <fmt/format.h>
@@ -40,6 +41,7 @@ struct CifarFiles {
   int64_t records_per_test_file;
   int64_t label_bytes;
   int64_t num_classes;
+  std::string class_names = ""; // beside the images
 };
 
 inline CifarFiles cifar10_files() {
@@ -55,7 +57,8 @@ inline CifarFiles cifar10_files() {
       10000,
       10000,
       1,
-      10};
+      10,
+      "batches.meta.txt"};
 }
 
 inline CifarFiles cifar100_files() {
@@ -67,7 +70,8 @@ inline CifarFiles cifar100_files() {
       50000,
       10000,
       2,
-      100};
+      100,
+      "fine_label_names.txt"};
 }
 
 namespace detail {
@@ -207,7 +211,8 @@ inline DataSet read_cifar(
           files, folder, files.train, files.records_per_train_file),
       detail::read_cifar_files(
           files, folder, files.test, files.records_per_test_file),
-      files.num_classes};
+      files.num_classes,
+      read_class_names(folder / files.class_names, files.num_classes)};
 }
 
 } // namespace training

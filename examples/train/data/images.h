@@ -6,6 +6,8 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace training {
 
@@ -26,6 +28,7 @@ struct DataSet {
   Images train;
   Images test;
   int64_t num_classes = 0;
+  std::vector<std::string> class_names = {}; // by number; may be unknown
 };
 
 /// Tells one data set from another, or from the same with a byte changed.

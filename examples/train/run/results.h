@@ -7,6 +7,7 @@
 #include "train/base/folder.h"
 #include "train/base/new_file.h"
 #include "train/data/images.h"
+#include "train/run/classes.h"
 #include "train/run/comparison.h"
 #include "train/run/run_state.h"
 #include "train/step/step_result.h"
@@ -84,6 +85,7 @@ inline nlohmann::ordered_json measured(const RunState& state) {
 inline void write_results(
     const Folder& folder,
     const Config& config,
+    const DataSet& data,
     const RunState& state,
     const Trainer& trainer,
     const Evaluation& evaluation,
@@ -97,6 +99,10 @@ inline void write_results(
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
       {"step", detail::measured(state)}};
+  auto& by_class = results["class_accuracy"];
+  for (const auto& found : accuracy_by_class(evaluation, data.class_names)) {
+    by_class[found.name] = found.accuracy;
+  }
   if (comparison) {
     results["comparison"] = {
         {"steps", config.compare_plain},

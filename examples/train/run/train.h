@@ -11,6 +11,7 @@
 #include "train/run/banner.h"
 #include "train/run/begin.h"
 #include "train/run/checkpoint_files.h"
+#include "train/run/classes.h"
 #include "train/run/comparison.h"
 #include "train/run/interrupt.h"
 #include "train/run/log.h"
@@ -67,6 +68,7 @@ inline bool finish(
   }
   print_evaluation(run.state().iteration, *evaluation);
   print_summary(config, run.state(), trainer, *evaluation);
+  print_classes(*evaluation, data.class_names);
   std::optional<Comparison> comparison;
   if (config.compare_plain > 0) {
     comparison =
@@ -76,7 +78,8 @@ inline bool finish(
     }
     print_comparison(config, *comparison);
   }
-  write_results(folder, config, run.state(), trainer, *evaluation, comparison);
+  write_results(
+      folder, config, data, run.state(), trainer, *evaluation, comparison);
   say("\nresults: {}", (folder.path() / kResultsName).string());
   if (!config.save_weights.empty()) {
     save_python_weights(config.save_weights, trainer.network());

@@ -4,6 +4,7 @@
 #include "train/step/memory_use.h"
 
 #include <cstdint>
+#include <vector>
 
 namespace training {
 
@@ -28,11 +29,22 @@ struct StepResult {
   MemoryUse memory;
 };
 
+/// What the test images of one class have to tell.
+struct ClassResult {
+  int64_t images = 0;
+  int64_t hits = 0; // of the highest logit
+
+  double accuracy() const {
+    return static_cast<double>(hits) / static_cast<double>(images);
+  }
+};
+
 /// What the test images have to tell.
 struct Evaluation {
   double loss = 0; // mean over the images
   double accuracy = 0; // 0 to 1
   double top5 = 0; // likewise
+  std::vector<ClassResult> classes; // by number
 };
 
 } // namespace training

@@ -22,6 +22,8 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace training {
 
@@ -53,15 +55,20 @@ inline torch::optim::SGDOptions optimizer_options(const Config& config) {
       .weight_decay(config.weight_decay);
 }
 
+/// Which of the five highest logits is that of the right class, (N, 5), bool;
+/// fewer of fewer classes.
+inline torch::Tensor ranked_hits(
+    const torch::Tensor& logits,
+    const torch::Tensor& labels) {
+  const int64_t count = std::min<int64_t>(5, logits.size(1));
+  return std::get<1>(logits.detach().topk(count, 1)) == labels.unsqueeze(1);
+}
+
 /// Loss, hits and hits among the first five, (3), float64: one tensor, so that
 /// one copy brings them to the CPU.
 inline torch::Tensor figures(
     const torch::Tensor& loss,
-    const torch::Tensor& logits,
-    const torch::Tensor& labels) {
-  const int64_t count = std::min<int64_t>(5, logits.size(1));
-  const torch::Tensor ranked = std::get<1>(logits.detach().topk(count, 1));
-  const torch::Tensor hits = ranked == labels.unsqueeze(1); // (N, 5)
+    const torch::Tensor& hits) {
   return torch::stack(
       {loss.detach().to(torch::kFloat64),
        hits.select(1, 0).sum().to(torch::kFloat64),
@@ -71,6 +78,20 @@ inline torch::Tensor figures(
 inline Hits hits_of(const torch::Tensor& figures) {
   const auto* values = figures.const_data_ptr<double>();
   return {static_cast<int64_t>(values[1]), static_cast<int64_t>(values[2])};
+}
+
+/// `hits` says of each image whether it was classified right.
+inline void add_to_classes(
+    std::vector<ClassResult>& classes,
+    const torch::Tensor& labels,
+    const torch::Tensor& hits) {
+  const auto* label = labels.const_data_ptr<int64_t>();
+  const auto* hit = hits.const_data_ptr<bool>();
+  for (int64_t image = 0; image < labels.numel(); ++image) {
+    ClassResult& result = classes[static_cast<size_t>(label[image])];
+    ++result.images;
+    result.hits += hit[image] ? 1 : 0;
+  }
 }
 
 } // namespace detail
@@ -91,6 +112,7 @@ class Trainer {
         network_(
             detail::moved_to(device, make_network(config, data.num_classes))),
         optimizer_(network().parameters(), detail::optimizer_options(config)),
+        num_classes_(data.num_classes),
         test_(data.test),
         normalise_(data.train.pixels),
         batches_(
@@ -116,8 +138,8 @@ class Trainer {
     result.data_milliseconds = watch.milliseconds();
     const int64_t before = meter_.held_bytes();
     meter_.reset_peak();
-    const auto [loss, figures] = forward(batch);
-    const DeviceRead read(figures);
+    const auto [loss, hits] = forward(batch);
+    const DeviceRead read(detail::figures(loss, hits));
     result.memory.held_after_forward = meter_.held_bytes() - before;
     loss.backward();
     // A GPU has long begun with backward when these arrive.
@@ -141,21 +163,29 @@ class Trainer {
     const auto count = static_cast<double>(test_.size());
     double loss = 0;
     Hits hits;
+    std::vector<ClassResult> classes(static_cast<size_t>(num_classes_));
     for (int64_t first = 0; first < test_.size(); first += kCount) {
       if (!go_on(static_cast<double>(first) / count)) {
         return std::nullopt;
       }
       const Batch batch =
           on_device(test_batch(test_, normalise_, first, kCount));
-      const torch::Tensor figures = forward(batch).figures.cpu();
+      const Forward result = forward(batch);
+      const torch::Tensor figures =
+          detail::figures(result.loss, result.hits).cpu();
       loss +=
           figures[0].item<double>() * static_cast<double>(batch.labels.size(0));
       hits += detail::hits_of(figures);
+      detail::add_to_classes(
+          classes,
+          batch.labels.cpu(),
+          result.hits.select(1, 0).cpu().contiguous());
     }
     return Evaluation{
         loss / count,
         static_cast<double>(hits.first) / count,
-        static_cast<double>(hits.top5) / count};
+        static_cast<double>(hits.top5) / count,
+        std::move(classes)};
   }
 
   /// The batch of an iteration once more, to look into what it did.
@@ -202,7 +232,7 @@ class Trainer {
  private:
   struct Forward {
     torch::Tensor loss; // mean over the batch
-    torch::Tensor figures; // of figures()
+    torch::Tensor hits; // of ranked_hits()
   };
 
   Forward forward(const Batch& batch) {
@@ -210,7 +240,7 @@ class Trainer {
     const torch::Tensor logits =
         network_->forward(batch.images).to(torch::kFloat32);
     const torch::Tensor loss = loss_of(logits, batch.labels);
-    return {loss, detail::figures(loss, logits, batch.labels)};
+    return {loss, detail::ranked_hits(logits, batch.labels)};
   }
 
   Batch on_device(const Batch& batch) const {
@@ -227,6 +257,7 @@ class Trainer {
   memcnn::AllocationMeter& meter_;
   revnet::RevNet network_;
   torch::optim::SGD optimizer_;
+  int64_t num_classes_;
   Images test_;
   Normalisation normalise_;
   PreparedBatches batches_;

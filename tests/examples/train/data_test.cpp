@@ -27,6 +27,7 @@
 
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 using namespace training;
@@ -45,8 +46,9 @@ class CifarReader : public testing::Test {
   // std::filesystem along in which that function calls a null pointer.
   void TearDown() override {
     for (const auto& folder : {directory_ / "tiny-folder", directory_}) {
-      std::filesystem::remove(folder / "train.bin");
-      std::filesystem::remove(folder / "test.bin");
+      for (const char* name : {"train.bin", "test.bin", "names.txt"}) {
+        std::filesystem::remove(folder / name);
+      }
       std::filesystem::remove(folder);
     }
   }
@@ -82,6 +84,20 @@ TEST_F(CifarReader, ReadsLabelsAndPixels) {
   EXPECT_EQ(data.train.pixels.sizes(), torch::IntArrayRef({2, 3, 32, 32}));
   EXPECT_EQ(data.train.pixels[1][0][0][0].item<int>(), 1);
   EXPECT_EQ(data.test.pixels[0][2][1][5].item<int>(), (100 + 2048 + 37) % 256);
+}
+
+TEST_F(CifarReader, KnowsTheNamesOfClassesWhereTheirFileIsThere) {
+  EXPECT_TRUE(read().class_names.empty());
+  files_.class_names = "names.txt";
+  EXPECT_TRUE(read().class_names.empty());
+  const auto names_of = [&](const std::string& text) {
+    std::ofstream(directory_ / "names.txt") << text;
+    return read().class_names;
+  };
+  EXPECT_THAT(
+      names_of("a\nb\nc\nd\ne\nf\ng\r\nh\n\x1b\nj\n\n"),
+      ElementsAre("a", "b", "c", "d", "e", "f", "g", "h", "\\x1b", "j"));
+  EXPECT_TRUE(names_of("a\nb\n").empty()) << "of another data set";
 }
 
 TEST_F(CifarReader, FindsTheFolderOfTheArchive) {

@@ -4,6 +4,7 @@
 #include "train/data/synthetic.h"
 #include "train/libtorch/device_read.h"
 #include "train/run/checkpoint.h"
+#include "train/run/classes.h"
 #include "train/run/trainer_state.h"
 #include "train/step/network.h"
 #include "train/step/trainer.h"
@@ -142,8 +143,9 @@ TEST(TrainerState, HasRandomNumbersThatThereAre) {
 TEST(Figures, CountTheFirstAndTheFirstFive) {
   // Row i has its labels' logit in place i of the order.
   const auto logits = torch::arange(7, 0, -1, torch::kFloat32).repeat({7, 1});
-  const auto found =
-      training::detail::figures(torch::tensor(0.5F), logits, torch::arange(7));
+  const auto found = training::detail::figures(
+      torch::tensor(0.5F),
+      training::detail::ranked_hits(logits, torch::arange(7)));
   const auto hits = training::detail::hits_of(found);
   EXPECT_EQ(found[0].item<double>(), 0.5);
   EXPECT_EQ(hits.first, 1);
@@ -185,6 +187,41 @@ TEST(Trainer, EvaluatesTheSameImagesTheSameWay) {
   const auto second = trainer.evaluate(go_on).value();
   EXPECT_EQ(first.loss, second.loss);
   EXPECT_EQ(first.accuracy, second.accuracy);
+
+  ASSERT_EQ(first.classes.size(), 10U);
+  int64_t hits = 0;
+  for (const ClassResult& result : first.classes) {
+    EXPECT_EQ(result.images, sizes.test / 10);
+    hits += result.hits;
+  }
+  EXPECT_EQ(hits, std::llround(first.accuracy * 20));
+}
+
+TEST(Evaluation, IsOfEveryClassThatHasImages) {
+  Evaluation evaluation;
+  evaluation.classes = {{4, 1}, {0, 0}, {2, 2}};
+  const auto named = accuracy_by_class(evaluation, {"cat", "dog", "owl"});
+  ASSERT_EQ(named.size(), 2U);
+  EXPECT_EQ(named[0].name, "cat");
+  EXPECT_EQ(named[0].accuracy, 0.25);
+  EXPECT_EQ(named[1].name, "owl");
+  EXPECT_EQ(named[1].accuracy, 1);
+  EXPECT_EQ(accuracy_by_class(evaluation, {})[1].name, "2");
+}
+
+TEST(Evaluation, PrintsTheClassesThatAreToldBestAndWorst) {
+  Evaluation evaluation;
+  evaluation.classes = {{4, 1}, {0, 0}, {4, 4}, {4, 0}, {4, 2}};
+  const auto printed = [&](const std::vector<std::string>& names) {
+    testing::internal::CaptureStdout();
+    print_classes(evaluation, names);
+    return testing::internal::GetCapturedStdout();
+  };
+  EXPECT_EQ(
+      printed({"cat", "dog", "owl", "fox", "bat"}),
+      "  best classes          owl 100 %, bat 50 %, cat 25 %, fox 0 %\n"
+      "  worst classes         fox 0 %, cat 25 %, bat 50 %, owl 100 %\n");
+  EXPECT_EQ(printed({}), "");
 }
 
 // --- on a GPU ---------------------------------------------------------------
