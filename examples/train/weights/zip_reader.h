@@ -80,8 +80,9 @@ class ZipReader final {
 
   struct Entry {
     uint32_t checksum;
-    uint64_t size;
+    uint64_t size; // in the archive
     uint64_t offset; // of the header before its bytes
+    bool is_plain; // neither compressed nor encrypted
   };
 
   static constexpr const char* kDirectory = "its list of entries";
@@ -143,8 +144,8 @@ class ZipReader final {
     directory.take(4); // time and date
     Entry entry{};
     entry.checksum = static_cast<uint32_t>(directory.integer(4));
-    uint64_t packed = directory.integer(4);
     entry.size = directory.integer(4);
+    uint64_t unpacked = directory.integer(4);
     const uint64_t name_bytes = directory.integer(2);
     const uint64_t extra_bytes = directory.integer(2);
     const uint64_t comment_bytes = directory.integer(2);
@@ -152,16 +153,11 @@ class ZipReader final {
     entry.offset = directory.integer(4);
     const std::string name(directory.take(name_bytes));
     ByteReader extra(directory.take(extra_bytes), kDirectory);
-    read_large({&entry.size, &packed, &entry.offset}, extra);
+    read_large({&unpacked, &entry.size, &entry.offset}, extra);
     directory.take(comment_bytes);
 
-    const bool encrypted = (flags & 1) != 0;
-    if (method != 0 || packed != entry.size || encrypted) {
-      throw FormatError(fmt::format(
-          "its entry {} is compressed or encrypted, which torch.save() does "
-          "not do",
-          support::printable(name)));
-    }
+    const bool is_encrypted = (flags & 1) != 0;
+    entry.is_plain = method == 0 && unpacked == entry.size && !is_encrypted;
     add(name, entry);
   }
 
@@ -196,6 +192,12 @@ class ZipReader final {
     if (found == entries_.end()) {
       throw FormatError(
           fmt::format("it has no entry {}", support::printable(name)));
+    }
+    if (!found->second.is_plain) {
+      throw FormatError(fmt::format(
+          "its entry {} is compressed or encrypted, which torch.save() does "
+          "not do",
+          support::printable(name)));
     }
     return found->second;
   }
