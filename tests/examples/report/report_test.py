@@ -182,6 +182,13 @@ class Report(unittest.TestCase):
             self.assertIn(found, CITED)
         self.assertNotIn("@import", text)
 
+    def test_every_table_can_be_scrolled_where_the_page_is_narrow(self):
+        text = self.page_of(*self.three_runs())
+        in_boxes = re.findall(r'<div class="scroll"[^>]*>\s*<table', text)
+        self.assertGreater(text.count("<table"), 5)
+        self.assertEqual(len(in_boxes), text.count("<table"))
+        self.assertRegex(text, r"\.scroll \{\s*overflow-x: auto;")
+
     def test_page_has_every_figure_and_entry(self):
         page = Page(self.page_of(*self.three_runs()))
         self.assertEqual(
