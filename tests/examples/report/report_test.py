@@ -278,9 +278,11 @@ class Report(unittest.TestCase):
         page = page_of({"amp": True}, {"seed": 7, "amp": True})
         self.assertIn("A RevNet-38 seed 1 43.67", page.text)
         self.assertIn("B seed 7", page.text)  # in a figure
+        self.assertIn("CIFAR-10 · seed 7 · engine sequence", page.text)
         self.assertIn("† seed 7, sequence, transitions kept, bfloat16", page.text)
         page = page_of({"engine": "plain"}, {}, {"engine": "wrapper"})
         self.assertIn("C RevNet-38 wrapper 43.67", page.text)
+        self.assertNotIn("plain · engine plain", page.text)  # nor here twice
         self.assertIn("† plain, contiguous, cpu", page.text)  # said once
         page = page_of({}, {"seed": 7}, {"amp": True}, {})
         self.assertIn("B RevNet-38 4-1 43.67", page.text)
