@@ -213,6 +213,21 @@ TEST_F(ReversibleSequence, CloneKeepsNamesAndWhatIsShared) {
   EXPECT_NE((*copy)[0], sequence->ptr(0));
 }
 
+TEST(ReversibleSequenceCuda, CloneMovesToTheDevice) {
+  if (!torch::cuda::is_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  const torch::Device device(torch::kCUDA, 0);
+  const memcnn::ReversibleSequence sequence(
+      {{"a", Coupling(LinearBranch(2))}, {"n", Negate()}});
+  const auto copy = sequence->clone(device);
+  const auto found = copy->named_parameters();
+  EXPECT_EQ(found.keys(), sequence->named_parameters().keys());
+  for (const auto& parameter : found) {
+    EXPECT_EQ(parameter->device(), device) << parameter.key();
+  }
+}
+
 // Printing.
 
 TEST_F(ReversibleSequence, PrintsAsSequentialDoes) {

@@ -202,7 +202,7 @@ class ReversibleSequenceImpl final
                   .add("memory_format", options.memory_format());
   }
 
-  using Configurable::options;
+  using Configurable::options; // as its own, editors offer it early
 
  private:
   // What the node asks of an Invertible; for users there are forward() and

@@ -125,7 +125,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
                   .add("debug", options.debug());
   }
 
-  using Configurable::options;
+  using Configurable::options; // as its own, editors offer it early
   M module;
 
  private:
