@@ -62,12 +62,15 @@ inline void print_banner(
     const DataSet& data,
     const RunState& state,
     const Trainer& trainer) {
+  const int threads = torch::get_num_threads();
+  const auto hint = hint_on_load(threads);
   say("{} on {}\n"
       "  network   {} parameters ({:.2f} MiB), engine {}\n"
       "  data      {} training and {} test images of {} classes, {}\n"
       "  training  {}\n"
       "  computed  on {}, {} thread{}, in {}, {}\n"
-      "  results   {}",
+      "  results   {}\n"
+      "{}",
       config.model,
       config.dataset,
       trainer.parameter_count(),
@@ -79,15 +82,12 @@ inline void print_banner(
       detail::source_of_data(config),
       detail::steps_to_come(config, state),
       trainer.device().str(),
-      torch::get_num_threads(),
-      torch::get_num_threads() == 1 ? "" : "s",
+      threads,
+      threads == 1 ? "" : "s",
       detail::precision(config),
       config.memory_format,
-      config.results_dir);
-  if (const auto hint = hint_on_load(torch::get_num_threads())) {
-    say("  busy      {}", *hint);
-  }
-  say("");
+      config.results_dir,
+      hint ? fmt::format("  busy      {}\n", *hint) : "");
 }
 
 } // namespace training
