@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/forward_only.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/signature.h>
@@ -9,11 +10,9 @@
 #include <memcnn/recording.h>
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 #include <torch/arg.h>
 #include <torch/nn/module.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -31,39 +30,13 @@ struct CheckpointOptions {
   /// forward, and stops where they differ: finds state that nobody registered.
   /// Costs a copy of inputs and outputs, and one more run. Default: false.
   TORCH_ARG(bool, debug) = false;
+  /// The second run ends when the last tensor that backward needs is there:
+  /// what comes after it, and the operator that only needs it as its argument,
+  /// does not run again. Default: true.
+  TORCH_ARG(bool, early_stop) = true;
 };
 
 namespace detail {
-
-/// A module that runs one way only: its inputs are kept, so that the default
-/// backward step never asks for the inverse.
-class ForwardOnly final : public Invertible {
- public:
-  using Call = std::function<Tensors(const Tensors&)>;
-
-  ForwardOnly(std::shared_ptr<torch::nn::Module> module, Call call)
-      : module_(std::move(module)), call_(std::move(call)) {}
-
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    TORCH_CHECK(
-        direction == Direction::kForward,
-        "checkpoint(): expected forward only, but got inverse.");
-    return recording.run(/*index=*/0, *module_, std::move(inputs), call_);
-  }
-
-  torch::nn::Module& module() override {
-    return *module_;
-  }
-
-  std::string type_name() const override {
-    return module_->name();
-  }
-
- private:
-  std::shared_ptr<torch::nn::Module> module_;
-  Call call_;
-};
 
 /// What forward of a held module returns for these arguments: Sequential and
 /// AnyModule leave it open, and mean a Tensor.
@@ -76,6 +49,47 @@ template <class... Args>
 struct forward_result<torch::nn::AnyModule, Args...> {
   using type = at::Tensor;
 };
+
+/// Runs a held module as one node that keeps its inputs, or plainly where no
+/// graph is recorded.
+template <class Result, class Holder, class... Inputs>
+Result run_checkpointed(
+    std::string place,
+    ForwardOnlySettings settings,
+    RecordingOptions recording,
+    const Holder& module,
+    const Inputs&... inputs) {
+  const auto call = [](Holder& holder, const auto&... arguments) -> Result {
+    if constexpr (is_any_module_v<Holder>) {
+      return holder.template forward<Result>(arguments...);
+    } else {
+      return holder->forward(arguments...);
+    }
+  };
+  const Tensors flat = pack(inputs...);
+  const std::shared_ptr<torch::nn::Module> target = module_of(module);
+  Holder handle = module; // of the same module: a holder's forward is not const
+  if (!runs_as_node(flat, *target)) {
+    return call(handle, inputs...);
+  }
+  auto block = std::make_shared<ForwardOnly>(
+      target,
+      [handle, call](const Tensors& tensors) mutable {
+        return pack(Spread<Result(Inputs...)>::call(
+            [&](const auto&... arguments) {
+              return call(handle, arguments...);
+            },
+            tensors));
+      },
+      std::move(settings));
+  auto state = c10::make_intrusive<NodeState>(
+      std::move(place),
+      std::move(block),
+      Direction::kForward,
+      /*keep_inputs=*/true,
+      recording);
+  return unpack<Result>(run_node(std::move(state), flat));
+}
 
 } // namespace detail
 
@@ -91,14 +105,16 @@ struct forward_result<torch::nn::AnyModule, Args...> {
 ///
 /// Shapes:   those of the module.
 /// Memory:   keeps the inputs, numel * itemsize bytes each, instead of the
-///           activations; in backward those of this one module at a time.
+///           activations; in backward those of this one module at a time. With
+///           early_stop the graph itself is kept, too, without any tensor.
 /// Accuracy: the same operations on the same values: gradients equal plain ones
 ///           bit for bit where the module's kernels are deterministic.
 /// Throws:   c10::Error if an input, a parameter or a buffer changes between
 ///           forward and backward.
 /// Caution:  a module whose plain members forward changes gives wrong gradients
 ///           without a word: what is not a registered buffer is not put back.
-///           Try a new module once with debug(true).
+///           Try a new module once with debug(true). A module that runs a
+///           backward pass inside of forward needs early_stop(false).
 /// Avoid if: the module is invertible: InvertibleModuleWrapper and
 ///           ReversibleSequence do not even keep the inputs.
 /// Source:   Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost,
@@ -125,34 +141,12 @@ auto checkpoint(
       "memcnn: forward of a module in checkpoint() returns a Tensor, a "
       "std::tuple of Tensors or a std::vector<Tensor>.");
 
-  const auto call = [](Holder& holder, const auto&... arguments) -> Result {
-    if constexpr (detail::is_any_module_v<Holder>) {
-      return holder.template forward<Result>(arguments...);
-    } else {
-      return holder->forward(arguments...);
-    }
-  };
-  const detail::Tensors flat = detail::pack(inputs...);
-  const std::shared_ptr<torch::nn::Module> target = detail::module_of(module);
-  Holder handle = module; // of the same module: a holder's forward is not const
-  if (!detail::runs_as_node(flat, *target)) {
-    return call(handle, inputs...);
-  }
-  auto block = std::make_shared<detail::ForwardOnly>(
-      target, [handle, call](const detail::Tensors& tensors) mutable {
-        return detail::pack(detail::Spread<Result(Inputs...)>::call(
-            [&](const auto&... arguments) {
-              return call(handle, arguments...);
-            },
-            tensors));
-      });
-  auto state = c10::make_intrusive<detail::NodeState>(
+  return detail::run_checkpointed<Result>(
       "checkpoint()",
-      std::move(block),
-      Direction::kForward,
-      /*keep_inputs=*/true,
-      RecordingOptions{options.preserve_rng_state(), options.debug()});
-  return detail::unpack<Result>(detail::run_node(std::move(state), flat));
+      {options.early_stop(), /*kept_segments=*/nullptr},
+      {options.preserve_rng_state(), options.debug()},
+      module,
+      inputs...);
 }
 
 template <

@@ -5,6 +5,7 @@
 #include <memcnn/any_invertible.h>
 #include <memcnn/check.h>
 #include <memcnn/checkpoint.h>
+#include <memcnn/checkpoint_sequential.h>
 #include <memcnn/configure.h>
 #include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/additive.h>

@@ -15,6 +15,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -151,6 +152,12 @@ class Recording {
     }
   }
 
+  /// Said while a branch runs: in the first run that a second one may end here,
+  /// in a second run that it does, and what it did so far is all that counts.
+  void note_stop() {
+    note_stop_();
+  }
+
   bool is_recording() const {
     return mode_ == Mode::kRecord;
   }
@@ -273,6 +280,9 @@ class Recording {
     auto compute = [&] {
       return call(inputs);
     };
+    note_stop_ = [&] {
+      seen.module.note_stop();
+    };
     auto value = seen.module.run(compute, device, keep_after);
     if (seen.generators) {
       note_draws(seen);
@@ -332,6 +342,9 @@ class Recording {
     auto compute = [&] {
       return call(inputs);
     };
+    note_stop_ = [&] {
+      module.note_stop();
+    };
     if (!seen.generators) {
       return module.run(compute, seen.device);
     }
@@ -339,7 +352,7 @@ class Recording {
     seen.generators->restore();
     auto value = module.run(compute, seen.device);
     if (moment == Moment::kBefore) {
-      check_draws(seen, branch, module.draws());
+      check_draws(seen, branch, module);
     }
     return value;
   }
@@ -350,9 +363,9 @@ class Recording {
   static void check_draws(
       const Conditions& seen,
       const torch::nn::Module& branch,
-      std::optional<uint64_t> draws) {
-    bool alike = draws == seen.module.draws();
-    if (!seen.module.draws()) {
+      const detail::ModuleStateGuard& module) {
+    bool alike = module.draws_as_recorded();
+    if (!seen.module.draws() && !module.is_stopped()) {
       const auto now = detail::GeneratorState::now(seen.device);
       alike = now.hash() == seen.generators_after || now == *seen.generators;
     }
@@ -384,6 +397,7 @@ class Recording {
   std::vector<std::unique_ptr<Recording>> blocks_;
   std::shared_ptr<detail::KeptRun> kept_run_; // within a memory budget
   ReplayScope* scope_ = nullptr;
+  std::function<void()> note_stop_; // while a branch runs
 };
 
 } // namespace memcnn

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/kept_window.h>
 #include <memcnn/detail/streams.h>
 #include <memcnn/detail/tensors.h>

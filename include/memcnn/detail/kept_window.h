@@ -3,7 +3,7 @@
 
 #include <memcnn/allocation_meter.h>
 #include <memcnn/detail/autocast_state.h>
-#include <memcnn/detail/local_run.h>
+#include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 
@@ -43,18 +43,6 @@ namespace memcnn::detail {
 // 4. Inside a torch profiler nothing can be measured, since it is asked for by
 //    the same means: the choice of an earlier step holds, and without one
 //    nothing is kept.
-
-/// A run that kept its activations, so that it need not run again: its
-/// arguments, and its outputs with their graph.
-struct KeptRun {
-  /// What is kept of the run that a recording is of; null where nothing is.
-  static std::shared_ptr<KeptRun>& of(Recording& recording) {
-    return recording.kept_run_;
-  }
-
-  Tensors arguments;
-  Tensors outputs;
-};
 
 /// How many blocks of a chain fitted into a budget in the last run, which says
 /// how many will in another run of its kind (Note [Memory budget], rule 1).
@@ -199,31 +187,5 @@ class KeptWindow {
   int64_t bytes_ = 0;
   std::deque<Block> blocks_;
 };
-
-/// The backward step of a block that kept its activations: nothing runs again.
-inline BeforeRun kept_backward_step(
-    Invertible& block,
-    AfterRun after,
-    Recording& recording,
-    ParameterGradients& parameters) {
-  std::shared_ptr<KeptRun>& stored = KeptRun::of(recording);
-  KeptRun kept = after.retain_graph ? *stored : std::move(*stored);
-  if (!after.retain_graph) {
-    stored.reset();
-  }
-  after.outputs.clear();
-  LocalRun run(
-      block.module(), std::move(kept.arguments), after.needs_grad, parameters);
-  run.outputs = std::move(kept.outputs);
-
-  BeforeRun before;
-  for (const at::Tensor& argument : run.arguments) {
-    before.inputs.push_back(argument.detach());
-  }
-  before.grad_inputs = run.gradients(
-      std::move(after.grad_outputs),
-      after.retain_graph ? GraphUse::kRetain : GraphUse::kFree);
-  return before;
-}
 
 } // namespace memcnn::detail

@@ -101,7 +101,8 @@ class ModuleState {
     for (NamedTensor& each : state_tensors(parts)) {
       const uint32_t version = version_of(each.tensor);
       const void* memory = memory_of(each.tensor);
-      tensors_.push_back({std::move(each), memory, version, version, {}, {}});
+      tensors_.push_back(
+          {std::move(each), memory, version, version, version, {}, {}});
     }
   }
 
@@ -110,7 +111,9 @@ class ModuleState {
   template <class Fn>
   auto run(Fn& call, at::Device device, bool keep_after) {
     OperatorWatch watch(tensors(), device);
+    watch_ = &watch;
     auto value = call();
+    watch_ = nullptr;
     draws_ = watch.draws();
     check_same_tensors(module_->modules());
     for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -133,6 +136,14 @@ class ModuleState {
     return value;
   }
 
+  /// While that run lasts: another one may be left where it is now.
+  void note_stop() {
+    draws_at_stop_ = watch_->draws();
+    for (Entry& entry : tensors_) {
+      entry.version_at_stop = version_of(entry.tensor());
+    }
+  }
+
   /// The draws of that run (OperatorWatch::draws()).
   std::optional<uint64_t> draws() const {
     return draws_;
@@ -145,6 +156,7 @@ class ModuleState {
     NamedTensor of;
     const void* memory;
     uint32_t version_before;
+    uint32_t version_at_stop; // at the last of these
     uint32_t version_after;
     at::Tensor before; // defined where the run wrote the tensor
     at::Tensor after; // likewise, where that is asked for
@@ -210,6 +222,8 @@ class ModuleState {
   std::vector<bool> training_;
   std::vector<Entry> tensors_;
   std::optional<uint64_t> draws_;
+  std::optional<uint64_t> draws_at_stop_;
+  const OperatorWatch* watch_ = nullptr; // while the run lasts
 };
 
 /// Puts a module into the state that it had before a recorded run, or after it,
@@ -274,12 +288,15 @@ class ModuleStateGuard {
         recorded_.draws()) {
       watch.emplace(recorded_.tensors(), device);
     }
+    watch_ = watch ? &*watch : nullptr;
+    is_stopped_ = false;
     const StatisticsStill still(parts_);
     try {
       auto value = call();
       note_writes(watch);
-      draws_ = watch ? watch->draws() : std::nullopt;
-      check_writes();
+      if (!is_stopped_) {
+        note_end();
+      }
       return value;
     } catch (...) {
       note_writes(watch);
@@ -287,12 +304,28 @@ class ModuleStateGuard {
     }
   }
 
-  /// The draws of the last run, where the recorded one drew.
-  std::optional<uint64_t> draws() const {
-    return draws_;
+  /// While a run lasts: it is left now, where the recorded one could be.
+  void note_stop() {
+    is_stopped_ = true;
+    note_end();
+  }
+
+  bool is_stopped() const {
+    return is_stopped_;
+  }
+
+  /// Whether the last run drew, up to its end, what the recorded one drew.
+  bool draws_as_recorded() const {
+    return draws_ ==
+        (is_stopped_ ? recorded_.draws_at_stop_ : recorded_.draws_);
   }
 
  private:
+  void note_end() {
+    draws_ = watch_ != nullptr ? watch_->draws() : std::nullopt;
+    check_writes();
+  }
+
   void check_unchanged() const {
     for (const auto& entry : recorded_.tensors_) {
       ModuleState::check_same_memory(entry);
@@ -362,7 +395,8 @@ class ModuleStateGuard {
     for (const auto& entry : recorded_.tensors_) {
       TORCH_CHECK(
           moment_ == Moment::kAfter ||
-              version_of(entry.tensor()) == entry.version_after,
+              version_of(entry.tensor()) ==
+                  (is_stopped_ ? entry.version_at_stop : entry.version_after),
           "memcnn: expected '",
           module_.name(),
           "' to write in backward what it wrote in forward, but got other "
@@ -402,6 +436,8 @@ class ModuleStateGuard {
   std::vector<std::shared_ptr<torch::nn::Module>> parts_;
   std::vector<bool> found_training_;
   std::vector<Found> found_;
+  const OperatorWatch* watch_ = nullptr; // of a run, while it lasts
+  bool is_stopped_ = false;
   std::optional<uint64_t> draws_;
 };
 

@@ -7,6 +7,8 @@
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/local_run.h>
 #include <memcnn/detail/rebuilt.h>
+#include <memcnn/detail/saved.h>
+#include <memcnn/detail/saved_tensors.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 #include <memcnn/parameter_gradients.h>
@@ -29,31 +31,6 @@
 #include <vector>
 
 namespace memcnn::detail {
-
-/// A tensor that backward will read, and the version it has to have by then.
-class Saved {
- public:
-  Saved() = default;
-  explicit Saved(at::Tensor tensor)
-      : tensor_(std::move(tensor)), version_(tensor_._version()) {}
-
-  bool defined() const {
-    return tensor_.defined();
-  }
-  bool unchanged() const {
-    return !defined() || tensor_._version() == version_;
-  }
-  const at::Tensor& get() const {
-    return tensor_;
-  }
-  at::Tensor take() {
-    return std::move(tensor_);
-  }
-
- private:
-  at::Tensor tensor_;
-  int64_t version_ = 0;
-};
 
 /// All that one autograd node knows: which map ran, what it needs to run back.
 struct NodeState : torch::CustomClassHolder {
@@ -350,7 +327,8 @@ inline const NodeState* state_of(const torch::autograd::Node& node) {
 inline bool runs_as_node(
     const Tensors& inputs,
     const torch::nn::Module& module) {
-  if (!at::GradMode::is_enabled() || PlainAutogradGuard::is_enabled()) {
+  if (!at::GradMode::is_enabled() || PlainAutogradGuard::is_enabled() ||
+      SavedTensors::are_dropped_here()) {
     return false;
   }
   for (const at::Tensor& input : inputs) {

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/kept_run.h>
+#include <memcnn/detail/kept_segments.h>
+#include <memcnn/detail/saved_tensors.h>
+#include <memcnn/detail/tensors.h>
+#include <memcnn/invertible.h>
+#include <memcnn/parameter_gradients.h>
+#include <memcnn/recording.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/nn/module.h>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// The tensors as arguments of a run whose graph ends at them, where those that
+/// are alike need a gradient. No leaves: the run may change them in place.
+inline Tensors ends_at(Tensors tensors, const Tensors& like) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    tensors[i] = tensors[i].detach();
+    if (like[i].requires_grad()) {
+      torch::autograd::set_history(
+          tensors[i], std::make_shared<torch::autograd::Identity>());
+    }
+  }
+  return tensors;
+}
+
+/// An empty tensor in the place of this one in its graph.
+inline at::Tensor place_of(const at::Tensor& tensor) {
+  at::Tensor place = at::empty({0}, tensor.options());
+  if (tensor.requires_grad()) {
+    torch::autograd::impl::set_gradient_edge(
+        place, torch::autograd::impl::gradient_edge(tensor));
+  }
+  return place;
+}
+
+/// How a ForwardOnly runs.
+struct ForwardOnlySettings {
+  bool early_stop = true;
+  /// What keeps activations within a budget; null without one. Needs
+  /// early_stop.
+  std::shared_ptr<KeptSegments> kept_segments;
+};
+
+/// A module that runs one way only: its inputs are kept, so that no backward
+/// step asks for the inverse.
+class ForwardOnly final : public Invertible {
+ public:
+  using Call = std::function<Tensors(const Tensors&)>;
+
+  ForwardOnly(
+      std::shared_ptr<torch::nn::Module> module,
+      Call call,
+      ForwardOnlySettings settings)
+      : module_(std::move(module)),
+        call_(std::move(call)),
+        settings_(std::move(settings)) {}
+
+  Tensors run(Direction direction, Tensors inputs, Recording& recording)
+      override {
+    TORCH_CHECK(
+        direction == Direction::kForward,
+        "checkpoint(): expected forward only, but got inverse.");
+    return recording.is_recording() && settings_.early_stop
+        ? first_run(inputs, recording)
+        : recording.run(/*index=*/0, *module_, std::move(inputs), call_);
+  }
+
+  /// Where the first run's graph is there, a second run has only to provide what
+  /// its operators saved (Note [Early stop], rule 1).
+  BeforeRun backward_step(
+      Direction direction,
+      AfterRun after,
+      Recording& recording,
+      ParameterGradients& parameters) override {
+    if (!KeptRun::of(recording) || trains() != trains_) {
+      return Invertible::backward_step(
+          direction, std::move(after), recording, parameters);
+    }
+    const auto saved = KeptRun::of(recording)->saved;
+    const bool runs_again = !saved->are_there();
+    const bool drops_again = runs_again && after.retain_graph;
+    const Recording::ReplayScope scope(recording);
+    if (runs_again) {
+      second_run(after.kept_inputs, recording);
+    }
+    BeforeRun before =
+        kept_backward_step(*this, std::move(after), recording, parameters);
+    if (drops_again) {
+      saved->drop();
+    }
+    return before;
+  }
+
+  torch::nn::Module& module() override {
+    return *module_;
+  }
+
+  std::string type_name() const override {
+    return module_->name();
+  }
+
+ private:
+  Tensors first_run(const Tensors& inputs, Recording& recording) {
+    trains_ = trains();
+    KeptRun kept;
+    kept.arguments = ends_at(inputs, inputs);
+    kept.saved = saved_within_budget(inputs);
+    const auto call = [&](const Tensors& arguments) {
+      return kept.saved->note(
+          [&] { return call_(arguments); },
+          [&] {
+            recording.note_stop();
+            if (settings_.kept_segments) {
+              settings_.kept_segments->make_room();
+            }
+          });
+    };
+    Tensors outputs;
+    {
+      const at::AutoGradMode with_graph(true);
+      outputs = recording.run(/*index=*/0, *module_, kept.arguments, call);
+    }
+    for (at::Tensor& output : outputs) {
+      if (output.defined()) {
+        kept.outputs.push_back(place_of(output));
+        output = output.detach();
+      }
+    }
+    if (kept.saved->is_around_another()) {
+      kept.saved->drop();
+    } else {
+      KeptRun::of(recording) = std::make_shared<KeptRun>(std::move(kept));
+    }
+    return outputs;
+  }
+
+  std::shared_ptr<SavedTensors> saved_within_budget(
+      const Tensors& inputs) const {
+    auto saved = std::make_shared<SavedTensors>();
+    if (settings_.kept_segments) {
+      Tensors held_anyway = inputs;
+      for (const Tensors& tensors :
+           {module_->parameters(), module_->buffers()}) {
+        held_anyway.insert(held_anyway.end(), tensors.begin(), tensors.end());
+      }
+      saved->keep(held_anyway);
+      settings_.kept_segments->add(saved);
+    }
+    return saved;
+  }
+
+  void second_run(const Tensors& inputs, Recording& recording) const {
+    const KeptRun& kept = *KeptRun::of(recording);
+    const auto call = [&](const Tensors& arguments) -> Tensors {
+      if (!at::GradMode::is_enabled()) {
+        return call_(arguments); // compared with the first
+      }
+      kept.saved->fill(
+          [&] { call_(arguments); }, [&] { recording.note_stop(); });
+      return {};
+    };
+    const at::AutoGradMode with_graph(true);
+    recording.run(/*index=*/0, *module_, ends_at(inputs, kept.arguments), call);
+  }
+
+  /// Which parameters are trained.
+  std::vector<bool> trains() const {
+    std::vector<bool> result;
+    for (const at::Tensor& parameter : module_->parameters()) {
+      result.push_back(parameter.requires_grad());
+    }
+    return result;
+  }
+
+  std::shared_ptr<torch::nn::Module> module_;
+  Call call_;
+  ForwardOnlySettings settings_;
+  std::vector<bool> trains_;
+};
+
+} // namespace memcnn::detail
