@@ -91,9 +91,10 @@ TEST_F(CheckpointSequential, GradientsBuffersAndRandomNumbersEqualPlainOnes) {
     x.mutable_grad() = torch::Tensor();
     return result;
   };
-  const auto expected = step(
-      [](nn::Sequential& layers, const auto& x) { return layers->forward(x); });
-  for (const int64_t segments : {1, 2, 4}) {
+  const auto expected = step([](nn::Sequential& layers, const auto& input) {
+    return layers->forward(input);
+  });
+  for (const int64_t segments : {1, 2, 5}) {
     for (const int64_t budget : {-1, 0, 4000, 1 << 20}) {
       for (const bool debug : {false, true}) {
         Options options = Options().segments(segments).debug(debug);
@@ -131,8 +132,9 @@ TEST_F(CheckpointSequential, BudgetIsNeverExceeded) {
     const int64_t fits = kept >= 3 ? 3 : 0;
     EXPECT_EQ(meter.held_bytes(), kBytes + (fits > 0 ? fits : 1) * kBytes)
         << kept;
-    // While a segment runs: its argument and its result.
-    EXPECT_LE(meter.peak_bytes(), (kept + 3) * kBytes) << kept;
+    // While a segment runs: its argument and its result, and the states of the
+    // generator.
+    EXPECT_LE(meter.peak_bytes(), (kept + 3) * kBytes + 5200) << kept;
   }
 }
 

@@ -61,7 +61,7 @@ inline void add_engines(CLI::App& app, Config& config) {
   app.add_option(
       "--budget",
       config.budget,
-      "What sequence-budget may keep: a number of MiB (0 to 1000000000), a "
+      "What a budget may keep: a number of MiB (0 to 1000000000), a "
       "percentage of what plain holds (0% to 1000%), or all");
 }
 

@@ -10,8 +10,20 @@ namespace benchmark {
 /// The ways to run the network, in the order of the table.
 inline const std::vector<std::string>& engine_names() {
   static const std::vector<std::string> names = {
-      "plain", "checkpoint", "wrapper", "sequence", "sequence-budget"};
+      "plain",
+      "checkpoint",
+      "checkpoint-whole",
+      "checkpoint-sequential",
+      "checkpoint-sequential-budget",
+      "wrapper",
+      "sequence",
+      "sequence-budget"};
   return names;
+}
+
+inline bool has_budget(const std::string& engine) {
+  return engine == "checkpoint-sequential-budget" ||
+      engine == "sequence-budget";
 }
 
 inline const std::vector<std::string>& coupling_names() {
@@ -42,7 +54,8 @@ inline const std::vector<std::string>& device_names() {
 
 /// Everything that a run depends on.
 struct Config {
-  std::vector<std::string> engines = engine_names();
+  std::vector<std::string> engines =
+      {"plain", "checkpoint", "wrapper", "sequence", "sequence-budget"};
 
   int64_t depth = 27; // couplings
   int64_t channels = 16; // of one half
@@ -56,7 +69,7 @@ struct Config {
   int64_t seed = 0; // of weights and image
   int64_t threads = 2;
 
-  /// How much sequence-budget may keep: a number of MiB, a percentage of what
+  /// How much an engine with a budget may keep: a number of MiB, a percentage of what
   /// the plain network holds, or "all".
   std::string budget = "50%";
 

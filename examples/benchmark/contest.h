@@ -155,7 +155,7 @@ class Contest {
 
   void build(Contender& contender) {
     Measurement& result = contender.result;
-    if (result.engine == "sequence-budget") {
+    if (has_budget(result.engine)) {
       result.budget_bytes = Budget(config_.budget).bytes(held_by_plain());
     }
     contender.engine = make_engine(
@@ -186,7 +186,7 @@ class Contest {
   void meter(Contender& contender) {
     forget_gradients(parameters_);
     contender.result.memory = meter_step(contender.engine, image_);
-    if (contender.result.budget_bytes) {
+    if (contender.engine.kept_blocks) {
       contender.result.kept_blocks = contender.engine.kept_blocks();
     }
   }

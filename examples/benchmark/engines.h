@@ -5,6 +5,7 @@
 #include "benchmark/network.h"
 
 #include <memcnn/checkpoint.h>
+#include <memcnn/checkpoint_sequential.h>
 #include <memcnn/sequence.h>
 #include <memcnn/wrapper.h>
 
@@ -35,7 +36,7 @@ struct Engine {
   /// From the image to the two halves of the last output.
   std::function<Halves(const at::Tensor& image)> forward;
   /// How many blocks kept their activations in the last step; empty where
-  /// nothing decides about that.
+  /// nothing says that.
   std::function<size_t()> kept_blocks;
 };
 
@@ -120,12 +121,34 @@ Engine plain_engine(std::shared_ptr<Network<Coupling>> network, bool exact) {
 template <class Coupling>
 Engine checkpoint_engine(
     std::shared_ptr<Network<Coupling>> network,
-    bool exact) {
-  const auto run = [](auto& block, const auto&... x) {
-    return memcnn::checkpoint(block, x...);
+    bool exact,
+    bool early_stop) {
+  const auto options = memcnn::CheckpointOptions().early_stop(early_stop);
+  const auto run = [options](auto& block, const auto&... x) {
+    return memcnn::checkpoint(options, block, x...);
   };
   return exact ? engine_on_couplings(network, run)
                : engine_on_halves(network, run);
+}
+
+/// memcnn::checkpoint_sequential() over all couplings: inputs of segments are
+/// kept, and the activations of the last one, or of those that fit.
+template <class Coupling>
+Engine sequential_engine(
+    std::shared_ptr<Network<Coupling>> network,
+    std::optional<int64_t> budget_bytes) {
+  torch::nn::Sequential blocks;
+  for (const Coupling& block : network->blocks) {
+    blocks->push_back(block);
+  }
+  const auto options =
+      memcnn::CheckpointSequentialOptions().memory_budget(budget_bytes);
+  return {
+      [network, blocks, options](const at::Tensor& image) {
+        return halves_of(memcnn::checkpoint_sequential(
+            options, blocks, network->stem(image)));
+      },
+      {}};
 }
 
 /// One InvertibleModuleWrapper a coupling.
@@ -178,8 +201,15 @@ Engine make_engine(
   if (name == "plain") {
     return plain_engine(network, exact);
   }
-  if (name == "checkpoint") {
-    return checkpoint_engine(network, exact);
+  if (name == "checkpoint" || name == "checkpoint-whole") {
+    return checkpoint_engine(
+        network, exact, /*early_stop=*/name == "checkpoint");
+  }
+  if (name == "checkpoint-sequential") {
+    return sequential_engine(network, /*budget_bytes=*/std::nullopt);
+  }
+  if (name == "checkpoint-sequential-budget") {
+    return sequential_engine(network, budget_bytes);
   }
   if (name == "wrapper") {
     return wrapper_engine(network);

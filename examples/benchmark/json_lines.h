@@ -81,6 +81,8 @@ inline nlohmann::ordered_json to_json(
   json["left_bytes"] = result.memory.left;
   if (result.budget_bytes) {
     json["budget_bytes"] = *result.budget_bytes;
+  }
+  if (result.kept_blocks) {
     json["kept_blocks"] = *result.kept_blocks;
   }
   return json;

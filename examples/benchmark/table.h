@@ -151,7 +151,8 @@ inline void print_legend(const Config& config) {
       "to plain         the step by the plain one of the same round; median\n"
       "fused limit      (2 f + b) / (f + b), with plain's forward and backward "
       "times:\n"
-      "                 the least that running every block again can take\n"
+      "                 the least that running every block again to its end "
+      "can take\n"
       "held, peak       tensors after forward and at most, beyond those before "
       "it\n"
       "gradient error   norm of the difference to plain by the norm of "
@@ -184,7 +185,7 @@ inline void print_table(
   detail::print_rows(detail::rows_of(detail::columns_for(config), results));
   detail::print_legend(config);
   for (const Measurement& result : results) {
-    if (result.kept_blocks) {
+    if (result.budget_bytes && result.kept_blocks) {
       detail::print_kept_blocks(config, result);
     }
   }

@@ -162,6 +162,10 @@ class Recording {
     return mode_ == Mode::kRecord;
   }
 
+  const RecordingOptions& options() const {
+    return options_;
+  }
+
   /// The recording of one block of a chain.
   Recording& block(size_t index) {
     while (blocks_.size() <= index) {

@@ -142,7 +142,18 @@ TEST_F(EarlyStop, Rule2TensorsAreLetGoAgainWhereTheGraphIsRetained) {
   EXPECT_TRUE(all_equal(torch::autograd::grad({y}, {x}), once));
 }
 
-TEST_F(EarlyStop, Rule3BuffersAndRandomNumbersOnBothSidesOfTheStop) {
+TEST_F(EarlyStop, Rule3OperatorsThatWriteWhatTheySavedRunToTheirEnd) {
+  expect_as_plain(nn::Sequential(nn::Linear(4, 4), nn::RReLU()));
+  int runs = 0; // what writes first and saves then may be the last
+  nn::Sequential in_place(
+      nn::Linear(4, 4),
+      nn::ReLU(nn::ReLUOptions().inplace(true)),
+      counting(runs));
+  memcnn::checkpoint(in_place, x_).sum().backward();
+  EXPECT_EQ(runs, 1);
+}
+
+TEST_F(EarlyStop, Rule4BuffersAndRandomNumbersOnBothSidesOfTheStop) {
   const auto make = [] {
     torch::manual_seed(1);
     return nn::Sequential(
@@ -188,7 +199,7 @@ struct WritingImpl final : nn::Cloneable<WritingImpl> {
 };
 TORCH_MODULE(Writing);
 
-TEST_F(EarlyStop, Rule3WritesUntilTheStopAreThoseOfForward) {
+TEST_F(EarlyStop, Rule4WritesUntilTheStopAreThoseOfForward) {
   Writing module;
   module->before = [&] {
     module->level.mul_(3);
@@ -211,7 +222,7 @@ TEST_F(EarlyStop, Rule3WritesUntilTheStopAreThoseOfForward) {
   EXPECT_EQ(module->level.item<float>(), 13); // as forward left it
 }
 
-TEST_F(EarlyStop, Rule3DrawsUntilTheStopAreThoseOfForward) {
+TEST_F(EarlyStop, Rule4DrawsUntilTheStopAreThoseOfForward) {
   int runs = 0;
   nn::Sequential module(
       nn::Functional([&](const torch::Tensor& x) {
@@ -226,7 +237,7 @@ TEST_F(EarlyStop, Rule3DrawsUntilTheStopAreThoseOfForward) {
       ThrowsError<c10::Error>(HasSubstr("to draw in backward")));
 }
 
-TEST_F(EarlyStop, Rule4AnotherTensorOrOneTooFewIsAnError) {
+TEST_F(EarlyStop, Rule5AnotherTensorOrOneTooFewIsAnError) {
   int runs = 0;
   nn::Functional another([&](const torch::Tensor& x) {
     return ++runs == 1 ? x.tanh() : x.narrow(1, 0, 2).tanh();
@@ -247,7 +258,7 @@ TEST_F(EarlyStop, Rule4AnotherTensorOrOneTooFewIsAnError) {
                                         "forward, but got 1")));
 }
 
-TEST_F(EarlyStop, Rule4ATensorChangedInPlaceIsAnError) {
+TEST_F(EarlyStop, Rule5ATensorChangedInPlaceIsAnError) {
   nn::Functional module(
       [](const torch::Tensor& x) { return x.tanh().mul_(2).tanh(); });
   EXPECT_THAT(
@@ -256,7 +267,7 @@ TEST_F(EarlyStop, Rule4ATensorChangedInPlaceIsAnError) {
           HasSubstr("what an operator saved for backward to be unchanged")));
 }
 
-TEST_F(EarlyStop, Rule5PartsThatSaveMemoryThemselves) {
+TEST_F(EarlyStop, Rule6PartsThatSaveMemoryThemselves) {
   int runs = 0;
   nn::Sequential inner(nn::Linear(4, 4), counting(runs));
   nn::Sequential module(
@@ -271,7 +282,7 @@ TEST_F(EarlyStop, Rule5PartsThatSaveMemoryThemselves) {
   EXPECT_EQ(runs, 2); // in each run of the module; not in that of the inner one
 }
 
-TEST_F(EarlyStop, Rule5ParametersFrozenInBetween) {
+TEST_F(EarlyStop, Rule6ParametersFrozenInBetween) {
   nn::Sequential module(nn::Linear(4, 4), nn::Tanh(), nn::Linear(4, 4));
   const std::vector<torch::Tensor> sources = {x_, module->parameters()[2]};
   const auto expected =

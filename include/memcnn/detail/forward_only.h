@@ -94,7 +94,7 @@ class ForwardOnly final : public Invertible {
           direction, std::move(after), recording, parameters);
     }
     const auto saved = KeptRun::of(recording)->saved;
-    const bool runs_again = !saved->are_there();
+    const bool runs_again = recording.options().debug || !saved->are_there();
     const bool drops_again = runs_again && after.retain_graph;
     const Recording::ReplayScope scope(recording);
     if (runs_again) {

@@ -85,6 +85,15 @@ class OperatorWatch {
     return std::move(entries_[i].before);
   }
 
+  /// Whether the operator that runs in this thread is to write this tensor, and
+  /// has not yet; where no operator is seen, that may be.
+  static bool is_to_be_written(const at::Tensor& tensor) {
+    const OperatorWatch* watch = innermost();
+    return watch == nullptr || !at::isRecordFunctionEnabled() ||
+        (watch->last_write_.memory == memory_of(tensor) &&
+         watch->last_write_.version == tensor._version());
+  }
+
   /// What the default generators were like before and after each draw, in short;
   /// none where no operator drew.
   std::optional<uint64_t> draws() const {
@@ -96,6 +105,12 @@ class OperatorWatch {
     at::Tensor tensor;
     const void* memory;
     at::Tensor before;
+  };
+
+  /// What the last operator that writes found there.
+  struct Write {
+    const void* memory = nullptr;
+    int64_t version = 0;
   };
 
   /// What an operator does, by the numbers of its arguments.
@@ -231,6 +246,8 @@ class OperatorWatch {
       return;
     }
     const void* memory = memory_of(tensor);
+    innermost()->last_write_ = {
+        memory, tensor.is_inference() ? 0 : tensor._version()};
     for (OperatorWatch* watch = innermost(); watch != nullptr;
          watch = watch->outer_) {
       watch->copy_all_at(memory);
@@ -243,6 +260,7 @@ class OperatorWatch {
   std::vector<Entry> entries_;
   std::exception_ptr failure_;
   std::optional<uint64_t> draws_;
+  Write last_write_;
 };
 
 } // namespace memcnn::detail

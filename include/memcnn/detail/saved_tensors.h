@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/operator_watch.h>
 #include <memcnn/detail/saved.h>
 #include <memcnn/detail/saving_hooks.h>
 #include <memcnn/detail/tensors.h>
@@ -33,12 +34,14 @@ namespace memcnn::detail {
 //    graph goes backward with them.
 // 2. Memory is that of a full second run: between the runs no tensor is held but
 //    the inputs, and in backward each one goes when its operator is done.
-// 3. What the module wrote and drew until the stop has to be what it wrote and
+// 3. An operator that saves a tensor and then writes it, as RReLU does with its
+//    random slopes, has to end: a module with such a one runs again as a whole.
+// 4. What the module wrote and drew until the stop has to be what it wrote and
 //    drew until then in forward; it is left as found, as after a whole run.
-// 4. A tensor saved in backward is like the one saved in forward in its place,
+// 5. A tensor saved in backward is like the one saved in forward in its place,
 //    and none is missing, or backward stops: sizes, dtype and device are
 //    compared.
-// 5. Where forward was differentiated with create_graph, parts of it save memory
+// 6. Where forward was differentiated with create_graph, parts of it save memory
 //    themselves, or it has other trained parameters by now, all runs again.
 
 /// What the operators of one run save for backward: which tensors, in which
@@ -68,8 +71,8 @@ class SavedTensors final : public TensorSaver {
     return call();
   }
 
-  /// A second run: provides the tensors, and ends with the last one, as
-  /// `on_stop` is told before.
+  /// A second run: provides the tensors, and ends with the last one if it may,
+  /// as `on_stop` is told before.
   template <class Fn>
   void fill(const Fn& call, std::function<void()> on_stop) {
     next_ = 0;
@@ -201,6 +204,7 @@ class SavedTensors final : public TensorSaver {
   std::shared_ptr<Slot> note_next(const at::Tensor& tensor) {
     auto slot = std::make_shared<Slot>();
     entries_.push_back({TensorMeta(tensor), slot});
+    may_stop_ = may_stop_ && !OperatorWatch::is_to_be_written(tensor);
     if (keeps_) {
       slot->tensor = Saved(tensor.detach());
       if (counted_.insert(memory_of(tensor)).second) {
@@ -222,7 +226,7 @@ class SavedTensors final : public TensorSaver {
       slot = std::make_shared<Slot>();
     }
     slot->tensor = Saved(tensor.detach());
-    if (next_ == entries_.size()) {
+    if (next_ == entries_.size() && may_stop_) {
       on_save_();
       throw Stop();
     }
@@ -253,6 +257,7 @@ class SavedTensors final : public TensorSaver {
   Run run_ = Run::kFirst;
   size_t next_ = 0;
   bool is_around_another_ = false;
+  bool may_stop_ = true;
   bool keeps_ = false;
   int64_t kept_bytes_ = 0;
   std::unordered_set<const void*> counted_;

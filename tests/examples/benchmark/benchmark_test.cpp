@@ -288,6 +288,22 @@ TEST_F(BenchmarkProgram, KeepsBlocksByBudget) {
   EXPECT_EQ(kept("all"), 3);
 }
 
+TEST_F(BenchmarkProgram, RunsCheckpointsOfEveryKind) {
+  const auto rows = small(
+                        "--engines checkpoint,checkpoint-whole,"
+                        "checkpoint-sequential,checkpoint-sequential-budget "
+                        "--dtype float64 --json")
+                        .by_engine();
+  ASSERT_EQ(rows.size(), 4U);
+  for (const auto& [engine, row] : rows) {
+    EXPECT_LT(row.at("grad_rel_error"), 1e-12) << engine;
+  }
+  EXPECT_EQ(
+      rows.at("checkpoint").at("saved_bytes"),
+      rows.at("checkpoint-whole").at("saved_bytes"));
+  EXPECT_TRUE(rows.at("checkpoint-sequential-budget").contains("budget_bytes"));
+}
+
 TEST_F(BenchmarkProgram, FindsExactModeExact) {
   const auto rows = run("--coupling exact --depth 20 --channels 4 --batch 2 "
                         "--size 8 --steps 1 --warmup 0 --threads 1 --json")
