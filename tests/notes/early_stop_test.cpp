@@ -146,6 +146,7 @@ TEST_F(EarlyStop, Rule3OperatorsThatWriteWhatTheySavedRunToTheirEnd) {
   expect_as_plain(nn::Sequential(nn::Linear(4, 4), nn::RReLU()));
   int runs = 0; // what writes first and saves then may be the last
   nn::Sequential in_place(
+      nn::BatchNorm1d(4),
       nn::Linear(4, 4),
       nn::ReLU(nn::ReLUOptions().inplace(true)),
       counting(runs));

@@ -90,8 +90,8 @@ class OperatorWatch {
   static bool is_to_be_written(const at::Tensor& tensor) {
     const OperatorWatch* watch = innermost();
     return watch == nullptr || !at::isRecordFunctionEnabled() ||
-        (watch->last_write_.memory == memory_of(tensor) &&
-         watch->last_write_.version == tensor._version());
+        (watch->last_fill_.memory == memory_of(tensor) &&
+         watch->last_fill_.version == tensor._version());
   }
 
   /// What the default generators were like before and after each draw, in short;
@@ -107,8 +107,8 @@ class OperatorWatch {
     at::Tensor before;
   };
 
-  /// What the last operator that writes found there.
-  struct Write {
+  /// What the last operator that writes found in the place.
+  struct Fill {
     const void* memory = nullptr;
     int64_t version = 0;
   };
@@ -116,6 +116,7 @@ class OperatorWatch {
   /// What an operator does, by the numbers of its arguments.
   struct Effects {
     std::vector<size_t> writes;
+    std::vector<size_t> fills; // of these, what backward may read
     std::vector<size_t> writes_in_training; // running statistics ...
     std::optional<size_t> training; // ... if this is true
     std::optional<size_t> generator; // the default one where this is none
@@ -157,9 +158,13 @@ class OperatorWatch {
     for (size_t i = 0; i < arguments.size(); ++i) {
       const std::string& name = arguments[i].name();
       const auto* alias = arguments[i].alias_info();
+      const bool is_statistic = name == "running_mean" || name == "running_var";
       if (alias != nullptr && alias->isWrite()) {
         effects.writes.push_back(i);
-      } else if (name == "running_mean" || name == "running_var") {
+        if (!is_statistic) { // which backward reads where they are not written
+          effects.fills.push_back(i);
+        }
+      } else if (is_statistic) {
         effects.writes_in_training.push_back(i);
       } else if (name == "training" || name == "use_input_stats") {
         effects.training = i;
@@ -199,6 +204,9 @@ class OperatorWatch {
     for (const size_t i : effects.writes) {
       see_written(inputs, i);
     }
+    for (const size_t i : effects.fills) {
+      see_filled(inputs, i);
+    }
     const bool training = !effects.training ||
         (*effects.training < inputs.size() &&
          inputs[*effects.training].isBool() &&
@@ -228,6 +236,15 @@ class OperatorWatch {
     }
   }
 
+  static void see_filled(c10::ArrayRef<const c10::IValue> inputs, size_t i) {
+    if (i < inputs.size() && inputs[i].isTensor()) {
+      const at::Tensor& tensor = inputs[i].toTensor();
+      if (tensor.defined() && !tensor.is_inference()) {
+        innermost()->last_fill_ = {memory_of(tensor), tensor._version()};
+      }
+    }
+  }
+
   static void see_written(c10::ArrayRef<const c10::IValue> inputs, size_t i) {
     if (i >= inputs.size()) {
       return;
@@ -246,8 +263,6 @@ class OperatorWatch {
       return;
     }
     const void* memory = memory_of(tensor);
-    innermost()->last_write_ = {
-        memory, tensor.is_inference() ? 0 : tensor._version()};
     for (OperatorWatch* watch = innermost(); watch != nullptr;
          watch = watch->outer_) {
       watch->copy_all_at(memory);
@@ -260,7 +275,7 @@ class OperatorWatch {
   std::vector<Entry> entries_;
   std::exception_ptr failure_;
   std::optional<uint64_t> draws_;
-  Write last_write_;
+  Fill last_fill_;
 };
 
 } // namespace memcnn::detail
