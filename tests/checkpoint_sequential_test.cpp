@@ -219,6 +219,11 @@ TEST_F(CheckpointSequential, WithoutAGraphItIsThePlainCall) {
   EXPECT_EQ(y.grad_fn(), nullptr);
 }
 
+TEST_F(CheckpointSequential, RunsPlainlyUnderTheGuard) {
+  const memcnn::PlainAutogradGuard plain;
+  EXPECT_THAT(runs(Options().segments(5)), ElementsAre(1, 1, 1, 1, 1));
+}
+
 TEST_F(CheckpointSequential, RejectsOptionsOutOfRange) {
   const auto expect_error = [&](const Options& options, const char* words) {
     EXPECT_THAT(
