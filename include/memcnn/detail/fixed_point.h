@@ -13,7 +13,6 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -66,10 +65,7 @@ class FixedPoint {
   /// straight through, in the same memory format: the kernels of forward,
   /// recomputation and backward are then the same ones on every path.
   at::Tensor round(const at::Tensor& tensor) const {
-    return at::GradMode::is_enabled() && tensor.requires_grad()
-        ? StraightThrough::apply(
-              LaidOut::apply(tensor, tensor.strides()), fractional_bits_)
-        : rounded(tensor, fractional_bits_);
+    return with_gradient_of(tensor, rounded(tensor));
   }
 
   /// Stops where values have left the range in which sums are exact. `place`
@@ -114,22 +110,9 @@ class FixedPoint {
   }
 
  private:
-  struct StraightThrough : torch::autograd::Function<StraightThrough> {
-    static at::Tensor forward(
-        torch::autograd::AutogradContext*,
-        const at::Tensor& tensor,
-        int64_t bits) {
-      return rounded(tensor, bits);
-    }
-    static torch::autograd::variable_list backward(
-        torch::autograd::AutogradContext*,
-        const torch::autograd::variable_list& gradients) {
-      return {gradients[0], at::Tensor()};
-    }
-  };
-
-  static at::Tensor rounded(const at::Tensor& tensor, int64_t bits) {
-    const double scale = std::ldexp(1.0, static_cast<int>(bits));
+  at::Tensor rounded(const at::Tensor& tensor) const {
+    const at::NoGradGuard without_graph;
+    const double scale = std::ldexp(1.0, static_cast<int>(fractional_bits_));
     // Scaling by a power of two is exact.
     return with_strides(
         tensor.mul(scale).round_().mul_(1.0 / scale), dense_strides(tensor));

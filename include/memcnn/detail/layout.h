@@ -8,10 +8,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -68,31 +70,59 @@ inline std::vector<int64_t> dense_strides(const at::Tensor& tensor) {
             .vec();
 }
 
-/// Passes a tensor on, laid out otherwise or as it is; what comes back as its
-/// gradient is laid out as the tensor was.
-struct LaidOut : torch::autograd::Function<LaidOut> {
-  static at::Tensor forward(
-      torch::autograd::AutogradContext* context,
-      const at::Tensor& tensor,
-      at::IntArrayRef strides) {
-    context->saved_data["strides"] = dense_strides(tensor);
-    // No view_as(): that chooses strides of its own where sizes are 1.
-    return at::alias(with_strides(tensor, strides));
+/// In backward: the gradient of what was made of a tensor is the tensor's, laid
+/// out as the tensor is.
+///
+/// A Node, not a Function, whose templates every program would compile for each
+/// kind of argument.
+class GradientLaidOut final : public torch::autograd::Node {
+ public:
+  explicit GradientLaidOut(const at::Tensor& tensor)
+      : Node(torch::autograd::collect_next_edges(tensor)),
+        strides_(dense_strides(tensor)) {}
+
+ private:
+  Tensors apply(Tensors&& gradients) override {
+    if (gradients[0].defined()) {
+      gradients[0] = with_strides(gradients[0], strides_);
+    }
+    return std::move(gradients);
   }
-  static torch::autograd::variable_list backward(
-      torch::autograd::AutogradContext* context,
-      const torch::autograd::variable_list& gradients) {
-    const auto strides = context->saved_data.at("strides").toIntVector();
-    return {with_strides(gradients[0], strides), at::Tensor()};
-  }
+
+  std::vector<int64_t> strides_;
 };
+
+/// What was made of the tensor where no graph is recorded, with its place in
+/// the tensor's graph.
+inline at::Tensor with_gradient_of(const at::Tensor& tensor, at::Tensor made) {
+  if (at::GradMode::is_enabled() && tensor.requires_grad()) {
+    torch::autograd::set_history(
+        made,
+        std::shared_ptr<GradientLaidOut>(
+            new GradientLaidOut(tensor), torch::autograd::deleteNode));
+  }
+  return made;
+}
+
+/// The tensor with these strides and a gradient laid out as the tensor.
+inline at::Tensor laid_out_by(
+    const at::Tensor& tensor,
+    at::IntArrayRef strides) {
+  at::Tensor made;
+  {
+    const at::NoGradGuard without_graph;
+    // No view_as(): that chooses strides of its own where sizes are 1.
+    made = at::alias(with_strides(tensor, strides));
+  }
+  return with_gradient_of(tensor, std::move(made));
+}
 
 /// The tensor, with a gradient laid out as itself where a graph is recorded.
 /// Gradients of its parts otherwise come back as a contiguous one.
 inline at::Tensor with_dense_gradient(const at::Tensor& tensor) {
   return at::GradMode::is_enabled() && tensor.requires_grad() &&
           tensor.suggest_memory_format() != at::MemoryFormat::Contiguous
-      ? LaidOut::apply(tensor, tensor.strides())
+      ? laid_out_by(tensor, tensor.strides())
       : tensor;
 }
 
@@ -101,7 +131,7 @@ inline at::Tensor laid_out_as(const at::Tensor& like, at::Tensor tensor) {
   return like.layout() != at::kStrided || tensor.layout() != at::kStrided ||
           tensor.strides() == like.strides()
       ? std::move(tensor)
-      : LaidOut::apply(tensor, like.strides());
+      : laid_out_by(tensor, like.strides());
 }
 
 /// Gradients of some tensors, laid out as these: not every kernel means the same
@@ -118,7 +148,7 @@ inline Tensors laid_out_as(const Tensors& like, Tensors gradients) {
 inline at::Tensor beside(const at::Tensor& other, const at::Tensor& tensor) {
   return at::GradMode::is_enabled() && tensor.requires_grad() &&
           tensor.layout() == at::kStrided && tensor.strides() != other.strides()
-      ? LaidOut::apply(tensor, tensor.strides())
+      ? laid_out_by(tensor, tensor.strides())
       : tensor;
 }
 
@@ -144,7 +174,7 @@ inline void lay_out(Tensors& tensors, const std::vector<TensorMeta>& first) {
         ". Let Recording::run() have the same arguments in both directions.");
     if (tensor.layout() == at::kStrided &&
         tensor.strides() != at::IntArrayRef(first[i].strides)) {
-      tensor = LaidOut::apply(tensor, at::IntArrayRef(first[i].strides));
+      tensor = laid_out_by(tensor, at::IntArrayRef(first[i].strides));
     }
   }
 }
