@@ -168,8 +168,8 @@ Do one of these two:\n\
   * install the CUDA Toolkit ${_memcnn_cuda_version} and, if it is not in \
 /usr/local/cuda, set the environment variable CUDACXX to its nvcc or configure \
 with -DCUDAToolkit_ROOT=/path/to/cuda;\n\
-  * use a CPU build of LibTorch: configure with \
--DCMAKE_PREFIX_PATH=/path/to/libtorch.")
+  * use a CPU build of LibTorch, from https://pytorch.org: as the torch of \
+python3, or unpacked and configured with -DCMAKE_PREFIX_PATH=/path/to/libtorch.")
     endif()
   endif()
 

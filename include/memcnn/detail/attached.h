@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +11,6 @@
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include <cstddef>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -30,7 +30,7 @@ class Attached {
       tensors_.push_back(values[i].detach());
       torch::autograd::Edge edge = node.next_edge(i);
       if (edge.is_valid()) {
-        auto gate = std::make_shared<torch::autograd::Identity>();
+        auto gate = make_node<torch::autograd::Identity>();
         gate->add_next_edge(edge); // first: what is beyond has its rank
         gate->next_edges()[0] = torch::autograd::Edge();
         torch::autograd::set_history(tensors_.back(), gate);
@@ -51,8 +51,7 @@ class Attached {
   }
 
  private:
-  using Gate =
-      std::pair<std::shared_ptr<torch::autograd::Node>, torch::autograd::Edge>;
+  using Gate = std::pair<NodePtr, torch::autograd::Edge>;
 
   Tensors tensors_;
   std::vector<Gate> gates_;

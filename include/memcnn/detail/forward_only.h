@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/kept_segments.h>
 #include <memcnn/detail/saved_tensors.h>
@@ -34,7 +35,7 @@ inline Tensors ends_at(Tensors tensors, const Tensors& like) {
     tensors[i] = tensors[i].detach();
     if (like[i].requires_grad()) {
       torch::autograd::set_history(
-          tensors[i], std::make_shared<torch::autograd::Identity>());
+          tensors[i], make_node<torch::autograd::Identity>());
     }
   }
   return tensors;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
@@ -58,7 +59,7 @@ class HooksAside {
       retain_grad.swap(node->retains_grad_hooks());
     }
 
-    std::shared_ptr<torch::autograd::Node> node;
+    NodePtr node;
     std::vector<Hook> pre_hooks;
     std::unordered_map<size_t, Hook> retain_grad;
   };
@@ -199,7 +200,7 @@ inline Tensors local_gradient(
           ends.count(edge) != 0
               ? std::move(edge)
               : torch::autograd::Edge(
-                    std::make_shared<torch::autograd::Identity>(), 0));
+                    make_node<torch::autograd::Identity>(), 0));
     }
     return edges;
   };

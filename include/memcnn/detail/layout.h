@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/Functions.h>
@@ -13,7 +14,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -96,10 +96,7 @@ class GradientLaidOut final : public torch::autograd::Node {
 /// the tensor's graph.
 inline at::Tensor with_gradient_of(const at::Tensor& tensor, at::Tensor made) {
   if (at::GradMode::is_enabled() && tensor.requires_grad()) {
-    torch::autograd::set_history(
-        made,
-        std::shared_ptr<GradientLaidOut>(
-            new GradientLaidOut(tensor), torch::autograd::deleteNode));
+    torch::autograd::set_history(made, make_node<GradientLaidOut>(tensor));
   }
   return made;
 }

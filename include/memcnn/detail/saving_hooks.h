@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/graph_node.h>
+
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/engine.h>
@@ -59,7 +61,7 @@ class SavingEngine final : public torch::autograd::Engine {
 
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
       const std::shared_ptr<torch::autograd::GraphTask>& graph_task,
-      std::shared_ptr<torch::autograd::Node> graph_root,
+      NodePtr graph_root,
       torch::autograd::InputBuffer&& input_buffer) override {
     return found().execute_with_graph_task(
         graph_task, std::move(graph_root), std::move(input_buffer));
