@@ -4,7 +4,9 @@
 // What torch.save() writes of a tensor: in the pickle, its dtype, sizes and so
 // on; beside it, the storage, which tensors may share.
 
+#include "support/printable.h"
 #include "train/base/format_error.h"
+#include "train/weights/dtypes.h"
 #include "train/weights/pickler.h"
 #include "train/weights/unpickler.h"
 #include "train/weights/zip_reader.h"
@@ -12,11 +14,13 @@
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -24,48 +28,35 @@ namespace training {
 
 namespace detail {
 
-/// One of Python's classes torch.FloatStorage and so on.
-struct StorageClass {
-  at::ScalarType dtype;
-  const char* name;
-};
-
-inline constexpr StorageClass kStorageClasses[] = {
-    {at::kFloat, "FloatStorage"},
-    {at::kDouble, "DoubleStorage"},
-    {at::kHalf, "HalfStorage"},
-    {at::kBFloat16, "BFloat16Storage"},
-    {at::kLong, "LongStorage"},
-    {at::kInt, "IntStorage"},
-    {at::kShort, "ShortStorage"},
-    {at::kChar, "CharStorage"},
-    {at::kByte, "ByteStorage"},
-    {at::kBool, "BoolStorage"},
-};
-
-/// Null if Python's `global`, such as "torch.FloatStorage", is none.
-inline const StorageClass* find_storage_class(const std::string& global) {
-  const auto* const found = std::find_if(
+/// Whether Python's `global` makes plain data, which a checkpoint may have
+/// beside its tensors. It is passed over, not made.
+inline bool makes_plain_data(const std::string& global) {
+  constexpr std::string_view kPlain[] = {
+      "torch.Size",
+      "torch.device",
+      "torch.complex64",
+      "torch.complex128",
+      "_codecs.encode", // bytes, in protocol 2
+      "set",
+      "frozenset",
+      "bytearray",
+      "complex"};
+  constexpr std::string_view kTorch = "torch.";
+  std::string_view name = global;
+  for (const std::string_view module : {"__builtin__.", "builtins."}) {
+    if (name.substr(0, module.size()) == module) {
+      name.remove_prefix(module.size());
+    }
+  }
+  const bool is_dtype = std::any_of(
       std::begin(kStorageClasses),
       std::end(kStorageClasses),
       [&](const StorageClass& one) {
-        return global == std::string("torch.") + one.name;
+        return name.substr(0, kTorch.size()) == kTorch &&
+            name.substr(kTorch.size()) == one.dtype_name;
       });
-  return found == std::end(kStorageClasses) ? nullptr : found;
-}
-
-inline const char* storage_name(at::ScalarType dtype) {
-  for (const auto& one : kStorageClasses) {
-    if (one.dtype == dtype) {
-      return one.name;
-    }
-  }
-  TORCH_CHECK_TYPE(
-      false,
-      "write_state_dict(): expected a dtype that torch.save() had a storage "
-      "class for, but got ",
-      dtype,
-      ".");
+  return is_dtype ||
+      std::find(std::begin(kPlain), std::end(kPlain), name) != std::end(kPlain);
 }
 
 /// The objects that torch.save() writes for tensors. Tensors share memory where
@@ -78,7 +69,8 @@ class SavedTensors final : public pickle::Objects {
 
   bool knows(const std::string& global) const override {
     return global == kOrderedDict || global == kRebuildTensor ||
-        global == kRebuildParameter || find_storage_class(global) != nullptr;
+        global == kRebuildParameter || find_storage_class(global) != nullptr ||
+        makes_plain_data(global);
   }
 
   pickle::Data call(const std::string& global, const pickle::Tuple& arguments)
@@ -88,14 +80,20 @@ class SavedTensors final : public pickle::Objects {
       return pickle::Dict{};
     }
     if (global == kRebuildTensor && items.size() >= 6) {
-      return part_of(
+      const at::Tensor tensor = part_of(
           argument<at::Tensor>(arguments, 0),
           integers(arguments, 2),
           integers(arguments, 3),
           argument<int64_t>(arguments, 1));
+      return items.size() == 6
+          ? tensor
+          : with_metadata(tensor, argument<pickle::Dict>(arguments, 6));
     }
     if (global == kRebuildParameter && !items.empty()) {
       return argument<at::Tensor>(arguments, 0);
+    }
+    if (makes_plain_data(global)) {
+      return pickle::Other{};
     }
     stop_on_other();
   }
@@ -145,6 +143,28 @@ class SavedTensors final : public pickle::Objects {
     } catch (const c10::Error&) { // it checks all there is to check
       stop_on_excess();
     }
+  }
+
+  /// Applies the bits of a view that Python evaluates late: a name is there where
+  /// its bit is set.
+  static at::Tensor with_metadata(
+      const at::Tensor& tensor,
+      const pickle::Dict& metadata) {
+    at::Tensor result = tensor;
+    for (const auto& item : metadata.items) {
+      const auto* const name = item.first->as<std::string>();
+      if (name == nullptr || tensor.scalar_type() == at::kBool) {
+        stop_on_other();
+      }
+      if (*name != "neg") {
+        throw FormatError(fmt::format(
+            "a tensor in it has the metadata \"{}\", which is not applied",
+            support::printable(*name)));
+      }
+      // A view as there: sizes are not yet compared with the network's.
+      result = at::_neg_view(tensor);
+    }
+    return result;
   }
 
   template <class T>

@@ -44,10 +44,10 @@ inline const at::Tensor& tensor_in(
 inline std::string described(const at::Tensor& tensor) {
   std::ostringstream sizes;
   sizes << tensor.sizes();
-  std::ostringstream text;
-  text << "sizes " << support::printable(sizes.str()) << " and dtype "
-       << tensor.dtype();
-  return text.str();
+  return fmt::format(
+      "sizes {} and dtype {}",
+      support::printable(sizes.str()),
+      detail::name_of(tensor.scalar_type()));
 }
 
 namespace detail {
@@ -114,6 +114,16 @@ inline std::string read_pickle(ZipReader& archive) {
   return archive.text(name);
 }
 
+inline StateDict tensors_in(ZipReader& archive) {
+  if (archive.has("byteorder") && archive.text("byteorder") != "little") {
+    throw FormatError("it is of a big-endian machine");
+  }
+  const std::string bytes = read_pickle(archive);
+  SavedTensors objects(archive);
+  pickle::Unpickler unpickler(bytes, objects);
+  return tensors_of(state_dict_of(unpickler.run()));
+}
+
 [[noreturn]] inline void stop_on_flaw(
     const std::filesystem::path& path,
     const std::string& flaw,
@@ -133,17 +143,7 @@ inline std::string read_pickle(ZipReader& archive) {
 /// Throws:   FormatError if the file is damaged, or holds anything else.
 inline StateDict read_tensors(std::istream& file) {
   ZipReader archive(file);
-  if (archive.has("constants.pkl")) {
-    throw FormatError(
-        "it is in the format of TorchScript, which torch::save() writes");
-  }
-  if (archive.has("byteorder") && archive.text("byteorder") != "little") {
-    throw FormatError("it is of a big-endian machine");
-  }
-  const std::string bytes = detail::read_pickle(archive);
-  detail::SavedTensors objects(archive);
-  pickle::Unpickler unpickler(bytes, objects);
-  return detail::tensors_of(detail::state_dict_of(unpickler.run()));
+  return detail::tensors_in(archive);
 }
 
 /// Reads what torch.save(model.state_dict(), file) writes in Python; a plain
@@ -165,7 +165,11 @@ inline StateDict read_state_dict(const std::filesystem::path& path) {
   }
   std::ifstream file(path, std::ios::binary);
   try {
-    return read_tensors(file);
+    ZipReader archive(file);
+    if (const auto other = other_format_of(archive)) {
+      detail::stop_on_flaw(path, other->clause, other->cure);
+    }
+    return detail::tensors_in(archive);
   } catch (const FormatError& flaw) {
     detail::stop_on_flaw(path, flaw.what(), kWriteAnew);
   }
@@ -185,7 +189,7 @@ inline std::string archive_of(const StateDict& state) {
   pickler.ordered_dict().mark();
   std::vector<at::Tensor> stored;
   for (const auto& item : state) {
-    stored.push_back(item.value().detach().cpu().contiguous());
+    stored.push_back(item.value().detach().cpu().contiguous().resolve_neg());
     pickler.text(item.key());
     detail::push_tensor(
         pickler, stored.back(), std::to_string(stored.size() - 1));

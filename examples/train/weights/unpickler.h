@@ -25,12 +25,12 @@ namespace training::pickle {
 
 struct Value;
 
-/// None, a bool or a float: nothing here asks which.
+/// None, a bool, a float, or other plain data: nothing here asks which.
 struct Other {};
 struct Tuple {
   std::vector<const Value*> items;
 };
-/// A list, without what it holds: no tensor of a state dict is in one.
+/// A list or a set, without what it holds: no tensor of a state dict is in one.
 struct List {};
 struct Dict {
   std::vector<std::pair<const Value*, const Value*>> items;
@@ -117,13 +117,30 @@ class Unpickler final {
         push(signed_integer(4));
         break;
       case 0x8a: // LONG1
-        push(signed_integer(byte()));
+        push_long(bytes_.integer(1));
+        break;
+      case 0x8b: // LONG4
+        push_long(bytes_.integer(4));
         break;
       case 0x8c: // SHORT_BINUNICODE
         push(text(integer(1)));
         break;
       case 'X': // BINUNICODE
         push(text(integer(4)));
+        break;
+      case 'C': // SHORT_BINBYTES
+        pass_over(bytes_.integer(1));
+        break;
+      case 'B': // BINBYTES
+        pass_over(bytes_.integer(4));
+        break;
+      case 0x8e: // BINBYTES8
+      case 0x96: // BYTEARRAY8
+        pass_over(bytes_.integer(8));
+        break;
+      case 0x91: // FROZENSET
+        pop_to_mark();
+        push(Other{});
         break;
       case ')': // EMPTY_TUPLE
         push(Tuple{});
@@ -136,6 +153,7 @@ class Unpickler final {
       case 't': // TUPLE
         push(Tuple{pop_to_mark()});
         break;
+      case 0x8f: // EMPTY_SET
       case ']': // EMPTY_LIST
         push(List{});
         break;
@@ -143,6 +161,7 @@ class Unpickler final {
         pop();
         expect<List>(top());
         break;
+      case 0x90: // ADDITEMS
       case 'e': // APPENDS
         pop_to_mark();
         expect<List>(top());
@@ -209,11 +228,22 @@ class Unpickler final {
     return static_cast<int64_t>(bytes_.integer(count));
   }
 
+  /// Of any length: what takes more than 64 bits is nothing of a tensor.
+  void push_long(uint64_t count) {
+    if (count > 8) {
+      pass_over(count);
+    } else {
+      push(signed_integer(static_cast<unsigned>(count)));
+    }
+  }
+
+  void pass_over(uint64_t count) {
+    bytes_.take(count);
+    push(Other{});
+  }
+
   /// In two's complement, of up to eight bytes.
   int64_t signed_integer(unsigned count) {
-    if (count > 8) {
-      bytes_.stop_on_corruption();
-    }
     const int64_t value = integer(count);
     const bool negative =
         count > 0 && count < 8 && value >> (8 * count - 1) == 1;

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <istream>
@@ -44,6 +45,17 @@ class ZipReader final {
 
   bool has(const std::string& name) const {
     return entries_.count(folder_ + name) != 0;
+  }
+
+  /// Whether an entry's name ends so.
+  bool has_kind(const std::string& ending) const {
+    return std::any_of(
+        entries_.begin(), entries_.end(), [&](const auto& entry) {
+          const std::string& name = entry.first;
+          return name.size() > ending.size() &&
+              name.compare(
+                  name.size() - ending.size(), ending.size(), ending) == 0;
+        });
   }
 
   uint64_t size(const std::string& name) const {

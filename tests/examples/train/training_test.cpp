@@ -110,14 +110,14 @@ TEST(TrainerState, HasToFitTheTrainer) {
       flaw_after([](StateDict& state) {
         state["network.stem.1.weight"] = torch::zeros({1});
       }),
-      "its tensor network.stem.1.weight has sizes [1] and dtype float instead "
-      "of sizes [16] and dtype float");
+      "its tensor network.stem.1.weight has sizes [1] and dtype float32 instead "
+      "of sizes [16] and dtype float32");
   EXPECT_EQ(
       flaw_after([](StateDict& state) {
         state["network.stem.1.weight"] = torch::zeros({16}, torch::kFloat64);
       }),
-      "its tensor network.stem.1.weight has sizes [16] and dtype double "
-      "instead of sizes [16] and dtype float");
+      "its tensor network.stem.1.weight has sizes [16] and dtype float64 "
+      "instead of sizes [16] and dtype float32");
 }
 
 TEST(TrainerState, HasRandomNumbersThatThereAre) {

@@ -307,8 +307,8 @@ TEST(LoadStateDict, RejectsOtherSizes) {
       message_after([](StateDict& state) {
         state["head.weight"] = torch::zeros({4, 1});
       }),
-      "expected \"head.weight\" in FILE to have sizes [1, 4] and dtype float, "
-      "but got sizes [4, 1] and dtype float. Give the file of a NET of the same "
+      "expected \"head.weight\" in FILE to have sizes [1, 4] and dtype float32, "
+      "but got sizes [4, 1] and dtype float32. Give the file of a NET of the same "
       "sizes.");
 }
 

@@ -290,23 +290,23 @@ TEST(PythonWeights, RejectOtherShapesAndKinds) {
       message_after([](StateDict& state) {
         state["fc.weight"] = torch::zeros({100, 8});
       }),
-      "expected \"fc.weight\" in FILE to have sizes [10, 8] and dtype float, "
-      "but got sizes [100, 8] and dtype float. Give the file of a revnet38 of "
+      "expected \"fc.weight\" in FILE to have sizes [10, 8] and dtype float32, "
+      "but got sizes [100, 8] and dtype float32. Give the file of a revnet38 of "
       "the same sizes.");
   // one value, which would fit each of ten
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].narrow(0, 0, 1);
       }),
-      "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got sizes [1] and dtype float. Give the file of a revnet38 of the same "
+      "expected \"fc.bias\" in FILE to have sizes [10] and dtype float32, but "
+      "got sizes [1] and dtype float32. Give the file of a revnet38 of the same "
       "sizes.");
   EXPECT_EQ(
       message_after([](StateDict& state) {
         state["fc.bias"] = state["fc.bias"].to(torch::kInt64);
       }),
-      "expected \"fc.bias\" in FILE to have sizes [10] and dtype float, but "
-      "got sizes [10] and dtype long int. Give the file of a revnet38 of the "
+      "expected \"fc.bias\" in FILE to have sizes [10] and dtype float32, but "
+      "got sizes [10] and dtype int64. Give the file of a revnet38 of the "
       "same sizes.");
 }
 

@@ -145,13 +145,17 @@ std::string one_tensor(
     int64_t count,
     int64_t offset,
     at::IntArrayRef sizes,
-    at::IntArrayRef strides) {
+    at::IntArrayRef strides,
+    const std::string& metadata = "") {
   pickle::Pickler pickler;
   pickler.ordered_dict().mark();
   pickler.text("a").global("torch._utils", "_rebuild_tensor_v2").mark();
   pickler.mark().text("storage").global("torch", storage).text("0").text("cpu");
   pickler.integer(count).tuple().stored().integer(offset);
   pickler.integers(sizes).integers(strides).boolean(false).mark().tuple();
+  if (!metadata.empty()) {
+    pickler.ordered_dict().mark().text(metadata).boolean(true).set_items();
+  }
   return pickler.tuple().call().set_items().finish();
 }
 
@@ -214,6 +218,34 @@ TEST(ReadStateDict, TakesIntegersOfEveryWidth) {
   }
 }
 
+TEST(ReadStateDict, NegatesWhatPythonNegatesWhenItReads) {
+  const auto read_with = [](const std::string& metadata) {
+    const TemporaryFile file;
+    write_pickle(
+        file.path(), one_tensor("CharStorage", 8, 0, {3}, {1}, metadata));
+    return read_state_dict(file.path())["a"];
+  };
+  const auto stored = torch::tensor({'1', '2', '3'}, torch::kChar);
+  EXPECT_TRUE(torch::equal(read_with(""), stored));
+  EXPECT_TRUE(torch::equal(read_with("neg"), -stored));
+
+  const TemporaryFile file;
+  StateDict state;
+  state.insert("a", read_with("neg"));
+  write_state_dict(file.path(), state);
+  EXPECT_TRUE(torch::equal(read_state_dict(file.path())["a"], -stored));
+}
+
+TEST(ReadStateDict, RejectsMetadataThatItDoesNotApply) {
+  EXPECT_THAT(
+      message_for_pickle(one_tensor("FloatStorage", 2, 0, {2}, {1}, "conj")),
+      HasSubstr("but a tensor in it has the metadata \"conj\", which is not "
+                "applied. "));
+  EXPECT_THAT(
+      message_for_pickle(one_tensor("BoolStorage", 8, 0, {2}, {1}, "neg")),
+      HasSubstr("but its pickle describes no tensor as torch.save() does. "));
+}
+
 TEST(ReadStateDict, RejectsTwoTensorsOfOneName) {
   std::string pickle = one_tensor("FloatStorage", 2, 0, {2}, {1});
   const std::string entry =
@@ -272,6 +304,10 @@ TEST(ReadStateDict, RejectsDamagedPickles) {
         "}(K\x01u.",
         "}(a.",
         "\x8a\x09.",
+        "\x8b\xff\xff\xff\xff.",
+        "B\xff\xff\xff\xff.",
+        "(\x90.",
+        "\x91.",
         "X\xff\xff\xff\xff",
         "c\n",
         "K\x01K\x01s."}) {
@@ -327,6 +363,13 @@ TEST(ReadStateDict, RejectsOtherFormatsInWords) {
       flaw_of("\x40\0\0\0\0\0\0\0{\"weight\":{"s),
       "but it is in the format of safetensors. Write it anew with "
       "torch.save(safetensors.torch.load_file(file), new_file).");
+  EXPECT_THAT( // whose size begins as a pickle does
+      flaw_of("\x80\0\0\0\0\0\0\0{\"weight\":{"s),
+      HasSubstr("but it is in the format of safetensors. "));
+  EXPECT_EQ(
+      flaw_of("memcnn-checkpoint 3 4815678 fbf43d0e\nPK"),
+      "but it is a checkpoint of memcnn_train. Give the file that its run "
+      "writes with --save-weights.");
 
   // It compresses what is longer than 200 bytes.
   std::ostringstream saved;
@@ -338,8 +381,27 @@ TEST(ReadStateDict, RejectsOtherFormatsInWords) {
       saved);
   EXPECT_EQ(
       flaw_of(saved.str()),
-      "but it is in the format of TorchScript, which torch::save() writes" +
-          anew);
+      "but it is in the format of TorchScript, which torch::save() in C++ "
+      "writes, too. Write it anew with "
+      "torch.save(torch.jit.load(file).state_dict(), new_file).");
+}
+
+TEST(ReadStateDict, RejectsArchivesOfNumPyInWords) {
+  std::ostringstream saved;
+  {
+    caffe2::serialize::PyTorchStreamWriter archive(
+        [&](const void* bytes, size_t count) {
+          saved.write(static_cast<const char*>(bytes), std::streamsize(count));
+          return count;
+        });
+    archive.writeRecord("head.weight.npy", "\x93NUMPY", 6);
+    archive.writeEndOfFile();
+  }
+  EXPECT_EQ(
+      flaw_of(saved.str()),
+      "but it is an archive of NumPy. Write it anew with torch.save({name: "
+      "torch.from_numpy(array) for name, array in numpy.load(file).items()}, "
+      "new_file).");
 }
 
 TEST(ReadStateDict, TakesTheStateDictOutOfACheckpoint) {
@@ -361,6 +423,35 @@ TEST(ReadStateDict, TakesAnyPlainDataBesideTheStateDict) {
       "J\xff\xff\xff\xff]K\x01\x61" // -1: [1]
       "u."s;
   EXPECT_EQ(message_for_pickle(checkpoint), "no error");
+}
+
+TEST(ReadStateDict, TakesPythonsOtherPlainDataBesideTheStateDict) {
+  for (const std::string& value :
+       {"ctorch\nfloat32\n"s,
+        "ctorch\nSize\nK\x01K\x02\x86\x85R"s,
+        "ctorch\ndevice\n\x8c\x03"
+        "cpu\x85R"s,
+        "c__builtin__\nset\n]\x85R"s,
+        "cbuiltins\nfrozenset\n](K\x01K\x02\x65\x85R"s,
+        "\x8f(K\x01K\x02\x90"s, // a set of protocol 4
+        "(K\x01K\x02\x91"s, // a frozenset
+        "c_codecs\nencode\n\x8c\x03"
+        "abc\x8c\x06latin1\x86R"s,
+        "c__builtin__\nbytearray\n)R"s,
+        "B\x03\0\0\0abc"s, // bytes of protocol 3
+        "C\x03"
+        "abc"s,
+        "\x8e\x03\0\0\0\0\0\0\0abc"s,
+        "\x96\x03\0\0\0\0\0\0\0abc"s,
+        "c__builtin__\ncomplex\nG@\x04\0\0\0\0\0\0h\x01\x86R"s,
+        "\x8a\x09\0\0\0\0\0\0\0\0\x01"s, // 2 to the power of 64
+        "\x8b\x09\0\0\0\0\0\0\0\0\0\0\0\x01"s}) {
+    EXPECT_EQ(
+        message_for_pickle(
+            "}(K\x01q\x01K\x02\x8c\x05model}\x8c\x01x" + value + "u."),
+        "no error")
+        << value;
+  }
 }
 
 TEST(ReadStateDict, RejectsBigEndianFiles) {
