@@ -8,12 +8,14 @@
 #include "train/weights/state_dict.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/TensorImpl.h>
 
 #include <algorithm>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace training {
@@ -47,10 +49,7 @@ inline bool is_among(const at::Tensor& tensor, const StateDict& others) {
   const auto values = others.values();
   return std::any_of(
       values.begin(), values.end(), [&](const at::Tensor& other) {
-        return tensor.is_alias_of(other) &&
-            tensor.storage_offset() == other.storage_offset() &&
-            tensor.sizes() == other.sizes() &&
-            tensor.strides() == other.strides();
+        return are_one(tensor, other);
       });
 }
 
@@ -70,7 +69,8 @@ inline std::unordered_map<std::string, std::string> by_bare_name(
 } // namespace detail
 
 /// The entries of a file that are a network's, under the names that it has for
-/// them, and what one has that the other has not.
+/// them, and what one has that the other has not. A tensor that the network has
+/// under several names may be in the file under any of them.
 struct Match {
   StateDict found;
   std::vector<std::string> missing;
@@ -99,12 +99,37 @@ inline Match match(const StateDict& network, const StateDict& file) {
       result.unknown.push_back(name);
     }
   }
-  for (const auto& name : network.keys()) {
-    if (!result.found.contains(name) && !detail::may_be_missing(name)) {
-      result.missing.push_back(name);
+  std::unordered_set<const c10::TensorImpl*> named;
+  for (const auto& name : result.found.keys()) {
+    named.insert(network[name].unsafeGetTensorImpl());
+  }
+  for (const auto& item : network) {
+    const bool is_new = named.insert(item.value().unsafeGetTensorImpl()).second;
+    if (is_new && !detail::may_be_missing(item.key())) {
+      result.missing.push_back(item.key());
     }
   }
   return result;
+}
+
+/// What stands before all names of a file, such as "model.", and makes other
+/// names of a network's; empty if it is nothing.
+inline std::string prefix_of(const StateDict& network, const StateDict& file) {
+  if (file.is_empty()) {
+    return "";
+  }
+  const auto names = file.keys();
+  const std::string prefix =
+      names.front().substr(0, names.front().find('.') + 1);
+  const auto meant = detail::by_bare_name(network);
+  bool any_is_meant = false;
+  for (const auto& name : names) {
+    if (prefix.empty() || name.compare(0, prefix.size(), prefix) != 0) {
+      return "";
+    }
+    any_is_meant |= meant.count(detail::bare(name.substr(prefix.size()))) != 0;
+  }
+  return any_is_meant ? prefix : "";
 }
 
 /// The one of a network's names that an unknown one was most likely meant to

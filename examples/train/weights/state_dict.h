@@ -52,6 +52,14 @@ inline std::string described(const at::Tensor& tensor) {
 
 namespace detail {
 
+/// Whether two tensors are one: the same part of the same memory.
+inline bool are_one(const at::Tensor& tensor, const at::Tensor& other) {
+  return tensor.is_alias_of(other) && tensor.dtype() == other.dtype() &&
+      tensor.storage_offset() == other.storage_offset() &&
+      tensor.sizes() == other.sizes() && tensor.strides() == other.strides() &&
+      tensor.is_neg() == other.is_neg();
+}
+
 inline const pickle::Value* find(
     const pickle::Dict& dict,
     const std::string& key) {
@@ -175,8 +183,26 @@ inline StateDict read_state_dict(const std::filesystem::path& path) {
   }
 }
 
+namespace detail {
+
+/// For each entry, the first that has its tensor: a module that is used twice has
+/// two names in Python, and is stored once.
+inline std::vector<size_t> first_uses(const StateDict& state) {
+  std::vector<size_t> firsts;
+  for (size_t index = 0; index < state.size(); ++index) {
+    size_t first = 0;
+    while (!are_one(state[first].value(), state[index].value())) {
+      ++first;
+    }
+    firsts.push_back(first);
+  }
+  return firsts;
+}
+
+} // namespace detail
+
 /// The bytes of a file that read_tensors() reads, and Python's
-/// torch.load(file, weights_only=True).
+/// torch.load(file, weights_only=True). Names of one tensor share what is stored.
 inline std::string archive_of(const StateDict& state) {
   std::string file;
   caffe2::serialize::PyTorchStreamWriter archive(
@@ -187,21 +213,27 @@ inline std::string archive_of(const StateDict& state) {
 
   pickle::Pickler pickler;
   pickler.ordered_dict().mark();
+  const std::vector<size_t> firsts = detail::first_uses(state);
   std::vector<at::Tensor> stored;
-  for (const auto& item : state) {
-    stored.push_back(item.value().detach().cpu().contiguous().resolve_neg());
-    pickler.text(item.key());
-    detail::push_tensor(
-        pickler, stored.back(), std::to_string(stored.size() - 1));
+  for (size_t index = 0; index < state.size(); ++index) {
+    const size_t key = firsts[index];
+    stored.push_back(
+        key < index
+            ? at::Tensor()
+            : state[key].value().detach().cpu().contiguous().resolve_neg());
+    pickler.text(state[index].key());
+    detail::push_tensor(pickler, stored[key], std::to_string(key));
   }
   const std::string bytes = pickler.set_items().finish();
   archive.writeRecord("data.pkl", bytes.data(), bytes.size());
   archive.writeRecord("byteorder", "little", 6);
   for (size_t key = 0; key < stored.size(); ++key) {
-    archive.writeRecord(
-        "data/" + std::to_string(key),
-        stored[key].data_ptr(),
-        stored[key].nbytes());
+    if (stored[key].defined()) {
+      archive.writeRecord(
+          "data/" + std::to_string(key),
+          stored[key].data_ptr(),
+          stored[key].nbytes());
+    }
   }
   archive.writeEndOfFile();
   return file;

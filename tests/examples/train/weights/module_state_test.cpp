@@ -176,6 +176,88 @@ TEST(LoadStateDict, TakesAModuleThatIsUsedTwice) {
       python_state_of(*net).keys(), UnorderedElementsAreArray(expected.keys()));
 }
 
+/// Python's four names of one branch, and values of their own for each name.
+StateDict copies_of(const StateDict& tied) {
+  StateDict copies;
+  for (const auto& item : tied) {
+    copies.insert(item.key(), item.value().clone());
+  }
+  return copies;
+}
+
+TEST(LoadStateDict, TakesEqualCopiesOfWhatIsUsedTwice) {
+  const Linear branch(2, 2);
+  const memcnn::AdditiveCoupling one(branch, branch);
+  memcnn::ReversibleSequence net(one, one);
+  const auto tied = read_state_dict(reference("used_twice.pt"));
+  const TemporaryFile file;
+  write_state_dict(file.path(), copies_of(tied));
+  load_state_dict(file.path(), *net);
+  EXPECT_TRUE(torch::equal(branch->weight, tied["0._fn.Fm.weight"]));
+
+  auto untied = copies_of(tied);
+  untied["1._fn.Fm.weight"].mul_(2);
+  write_state_dict(file.path(), untied);
+  EXPECT_EQ(
+      message([&] { load_state_dict(file.path(), *net); }),
+      "expected \"1.Fm.weight\" in " + file.path() +
+          " to have the values of \"0.Gm.weight\", with which it is one tensor "
+          "in memcnn::ReversibleSequenceImpl, but got others. Give the file of "
+          "a memcnn::ReversibleSequenceImpl that shares them, too.");
+  EXPECT_TRUE(torch::equal(branch->weight, tied["0._fn.Fm.weight"]));
+}
+
+TEST(LoadStateDict, TakesWhatWasSavedOfAModuleThatIsUsedTwice) {
+  const auto branch = [] {
+    return torch::nn::Sequential(Linear(2, 2), torch::nn::BatchNorm1d(2));
+  };
+  const auto f = branch();
+  memcnn::AdditiveCoupling one(f, f);
+  memcnn::ReversibleSequence net(one, one);
+  const auto state = copies_of(state_of(*net));
+  for (const bool in_python : {true, false}) {
+    const TemporaryFile file;
+    write_state_dict(
+        file.path(), in_python ? python_state_of(*net) : state_of(*net));
+    for (const auto& item : state_of(*net)) {
+      item.value().data().zero_();
+    }
+    load_state_dict(file.path(), *net);
+    expect_equal(state_of(*net), state);
+  }
+}
+
+TEST(SaveStateDict, WritesWhatIsSharedOnce) {
+  const Linear branch(2, 2);
+  const memcnn::AdditiveCoupling one(branch, branch);
+  const TemporaryFile file;
+  save_state_dict(file.path(), *one);
+  const auto saved = read_state_dict(file.path());
+  EXPECT_TRUE(saved["Fm.weight"].is_alias_of(saved["Gm.weight"]));
+  EXPECT_FALSE(saved["Fm.weight"].is_alias_of(saved["Fm.bias"]));
+}
+
+TEST(SaveStateDict, RejectsASecondUseWhoseNameIsForgotten) {
+  const auto one = coupling();
+  memcnn::ReversibleSequence net;
+  net->push_back("1", one);
+  net->push_back("b", one);
+  const TemporaryFile file;
+  const std::string expected =
+      "save_state_dict(): expected each block of a sequence with names to be "
+      "in it once, but got \"1\" more than once, of which the first name alone "
+      "is kept. Add the blocks without names, or give "
+      "write_state_dict(path, state_of(module)).";
+  EXPECT_EQ(message([&] { save_state_dict(file.path(), *net); }), expected);
+  EXPECT_EQ(
+      message(
+          [&] { save_state_dict(file.path(), *torch::nn::Sequential(net)); }),
+      expected);
+
+  write_state_dict(file.path(), state_of(*net));
+  load_state_dict(file.path(), *net);
+}
+
 // --- values -----------------------------------------------------------------
 
 TEST(LoadStateDict, TakesWhatWasSavedFromAGpu) {
@@ -212,6 +294,57 @@ TEST(LoadStateDict, KeepsWhatIsNotFinite) {
   mask.zero_();
   load_state_dict(file.path(), module);
   EXPECT_TRUE(torch::allclose(mask, expected, 0, 0, /*equal_nan=*/true));
+}
+
+TEST(LoadStateDict, TakesCountersOfAModelInAnotherDtype) {
+  torch::nn::BatchNorm1d norm(2);
+  norm->num_batches_tracked.fill_(1000);
+  const TemporaryFile file;
+  save_state_dict(file.path(), *norm);
+  // which converts integers as well
+  for (const auto dtype : {torch::kFloat64, torch::kFloat16}) {
+    torch::nn::BatchNorm1d other(2);
+    other->to(dtype);
+    load_state_dict(file.path(), *other);
+    EXPECT_EQ(other->num_batches_tracked.item<double>(), 1000);
+    const TemporaryFile again;
+    save_state_dict(again.path(), *other);
+    norm->num_batches_tracked.zero_();
+    load_state_dict(again.path(), *norm);
+    EXPECT_EQ(norm->num_batches_tracked.item<int64_t>(), 1000);
+  }
+}
+
+TEST(LoadStateDict, RejectsValuesThatAreLostInTheDtype) {
+  struct {
+    torch::Tensor saved;
+    torch::ScalarType dtype;
+    const char* wanted;
+    const char* got;
+  } const cases[] = {
+      {torch::tensor({int64_t{1}, int64_t{2049}}),
+       torch::kFloat16,
+       "float16",
+       "int64"},
+      {torch::tensor({1.0F, 2.5F}), torch::kInt64, "int64", "float32"},
+      {torch::tensor({int64_t{1}, int64_t{300}}),
+       torch::kUInt8,
+       "uint8",
+       "int64"}};
+  for (const auto& [saved, dtype, wanted, got] : cases) {
+    StateDict state;
+    state.insert("a", saved);
+    const TemporaryFile file;
+    write_state_dict(file.path(), state);
+    torch::nn::Module module("Net");
+    const auto a = module.register_buffer("a", torch::ones({2}, dtype));
+    EXPECT_EQ(
+        message([&] { load_state_dict(file.path(), module); }),
+        "expected \"a\" in " + file.path() + " to have dtype " + wanted +
+            ", or to be a buffer of values that it holds exactly, but got " +
+            got + ". Give the file of a Net of the same dtypes.");
+    EXPECT_TRUE(torch::equal(a, torch::ones({2}, dtype)));
+  }
 }
 
 TEST(LoadStateDict, TakesOddNames) {
@@ -293,6 +426,23 @@ TEST(LoadStateDict, NamesNothingThatIsNotNear) {
       }),
       "expected FILE to have the weights of NET alone, but it has \"" +
           std::string(80, 'x') + "...\", too. Give the file of a NET.");
+}
+
+TEST(LoadStateDict, NamesWhatStandsBeforeAllNames) {
+  EXPECT_EQ(
+      message_after([](StateDict& state) {
+        state =
+            with_names(state, [](const auto& name) { return "model." + name; });
+      }),
+      "expected FILE to have all weights of NET, but all its names begin with "
+      "\"model.\", which those of NET do not. Write it anew with "
+      "name.removeprefix(\"model.\") for each name.");
+  EXPECT_THAT(
+      message_after([](StateDict& state) {
+        state = with_names(
+            state, [](const auto& name) { return "other." + name + ".b"; });
+      }),
+      testing::HasSubstr("but it lacks \"blocks.0.Fm.weight\" and"));
 }
 
 TEST(LoadStateDict, RejectsMissingNames) {
