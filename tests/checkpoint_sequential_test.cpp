@@ -149,6 +149,39 @@ TEST_F(CheckpointSequential, KeptTensorsThatOthersChangeAreComputedAgain) {
   EXPECT_TRUE(found.equal(x_.grad()));
 }
 
+/// Saves tensors for a result that nobody uses, and whose memory the next ones
+/// get.
+struct WastefulImpl final : nn::Module {
+  WastefulImpl() {
+    up = register_module("up", nn::Linear(64, 1024));
+    down = register_module("down", nn::Linear(1024, 64));
+  }
+  torch::Tensor forward(const torch::Tensor& x) {
+    const torch::Tensor h = up(x);
+    x.tanh();
+    return down(h.tanh());
+  }
+  nn::Linear up{nullptr}, down{nullptr};
+};
+TORCH_MODULE(Wasteful);
+
+TEST_F(CheckpointSequential, ABudgetHoldsWhereSavedTensorsDieInForward) {
+  nn::Sequential layers;
+  for (int i = 0; i < 6; ++i) {
+    layers->push_back(Wasteful());
+  }
+  const int64_t kept_by_one = 64 * 1024 * 4; // the result of tanh
+  for (const int64_t budget : {kept_by_one - 1, 2 * kept_by_one}) {
+    const memcnn::AllocationMeter meter;
+    const torch::Tensor y = memcnn::checkpoint_sequential(
+        Options().segments(6).memory_budget(budget), layers, x_);
+    const int64_t inputs = 6 * x_.nbytes(); // of 5 segments, and y
+    const int64_t states = 64 << 10;
+    EXPECT_LE(meter.held_bytes() - inputs, budget + states);
+    EXPECT_GE(meter.held_bytes() - inputs, budget / kept_by_one * kept_by_one);
+  }
+}
+
 TEST_F(CheckpointSequential, RetainedGraphsAndSecondDerivatives) {
   for (const int64_t budget : {0, 1 << 20}) {
     const auto options = Options().segments(2).memory_budget(budget);

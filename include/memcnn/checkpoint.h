@@ -50,6 +50,19 @@ struct forward_result<torch::nn::AnyModule, Args...> {
   using type = at::Tensor;
 };
 
+/// Whether an exception may leave forward of a held module, as that which ends a
+/// second run early does. Of what an AnyModule or a Sequential holds that is not
+/// known.
+template <class Holder, class... Args>
+constexpr bool may_throw() {
+  if constexpr (is_any_module_v<Holder>) {
+    return true;
+  } else {
+    return !noexcept(std::declval<contained_t<Holder>&>().forward(
+        std::declval<const Args&>()...));
+  }
+}
+
 /// Runs a held module as one node that keeps its inputs, or plainly where no
 /// graph is recorded.
 template <class Result, class Holder, class... Inputs>
@@ -114,7 +127,9 @@ Result run_checkpointed(
 /// Caution:  a module whose plain members forward changes gives wrong gradients
 ///           without a word: what is not a registered buffer is not put back.
 ///           Try a new module once with debug(true). A module that runs a
-///           backward pass inside of forward needs early_stop(false).
+///           backward pass inside of forward needs early_stop(false), and so
+///           does one that calls functions of its own that are noexcept: the
+///           second run is ended by an exception.
 /// Avoid if: the module is invertible: InvertibleModuleWrapper and
 ///           ReversibleSequence do not even keep the inputs.
 /// Source:   Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost,
@@ -143,7 +158,8 @@ auto checkpoint(
 
   return detail::run_checkpointed<Result>(
       "checkpoint()",
-      {options.early_stop(), /*kept_segments=*/nullptr},
+      {options.early_stop() && detail::may_throw<Holder, Inputs...>(),
+       /*kept_segments=*/nullptr},
       {options.preserve_rng_state(), options.debug()},
       module,
       inputs...);

@@ -43,15 +43,16 @@ class EarlyStop : public testing::Test {
   }
 
   /// Gradients of x and the parameters, of a module run by `run`.
-  template <class Run>
-  std::vector<torch::Tensor> gradients(const Run& run, nn::Sequential module) {
+  template <class Run, class Holder>
+  std::vector<torch::Tensor> gradients(const Run& run, Holder module) {
     std::vector<torch::Tensor> sources = module->parameters();
     sources.push_back(x_);
     torch::manual_seed(2);
     return torch::autograd::grad({run(x_ * 1).square().sum()}, sources);
   }
 
-  void expect_as_plain(nn::Sequential module) {
+  template <class Holder>
+  void expect_as_plain(Holder module) {
     const auto expected = gradients(
         [&](const torch::Tensor& x) { return module->forward(x); }, module);
     const auto found = gradients(
@@ -301,10 +302,46 @@ TEST_F(EarlyStop, ABackwardPassInsideOfForwardIsAnError) {
   });
   EXPECT_THAT(
       [&] { memcnn::checkpoint(module, x_); },
-      ThrowsError<c10::Error>(HasSubstr("Set early_stop(false)")));
+      ThrowsError<c10::Error>(HasSubstr("set early_stop(false)")));
   memcnn::checkpoint(early_stop(false), module, x_).sum().backward();
   const torch::Tensor y = x_.detach().tanh();
   EXPECT_LT(relative_error(x_.grad(), 1 - y * y), kGradientFloat32);
+}
+
+/// Keeps a loss of its activation, as users do who add it later.
+struct WithSideLossImpl final : nn::Module {
+  explicit WithSideLossImpl(bool saves) : saves_(saves) {}
+  torch::Tensor forward(const torch::Tensor& x) {
+    loss = (saves_ ? x.tanh() : x).sum();
+    return x.sigmoid();
+  }
+  torch::Tensor loss;
+
+ private:
+  bool saves_;
+};
+TORCH_MODULE(WithSideLoss);
+
+TEST_F(EarlyStop, ALossThatForwardKeepsIsAnError) {
+  for (const bool saves : {false, true}) {
+    WithSideLoss module(saves);
+    const torch::Tensor y = memcnn::checkpoint(module, x_);
+    EXPECT_THAT(
+        [&] { (y.sum() + module->loss).backward(); },
+        ThrowsError<c10::Error>(HasSubstr("Return that tensor from forward")));
+  }
+}
+
+/// Whose forward no exception may leave.
+struct QuietImpl final : nn::Module {
+  torch::Tensor forward(const torch::Tensor& x) noexcept {
+    return x.tanh().sigmoid().flatten();
+  }
+};
+TORCH_MODULE(Quiet);
+
+TEST_F(EarlyStop, AForwardThatIsNoexceptRunsToItsEnd) {
+  expect_as_plain(Quiet());
 }
 
 TEST_F(EarlyStop, AfterAnExceptionGraphsAreAsAlways) {

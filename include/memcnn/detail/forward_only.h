@@ -14,7 +14,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/nn/module.h>
@@ -28,14 +28,22 @@
 
 namespace memcnn::detail {
 
+/// Where the graph of a module's run ends. The module's own backward step takes
+/// the gradients that arrive here; another one may not pass.
+class EndOfRun final : public torch::autograd::Node {
+ private:
+  Tensors apply(Tensors&& /*gradients*/) override {
+    TORCH_CHECK(false, kForeignBackward);
+  }
+};
+
 /// The tensors as arguments of a run whose graph ends at them, where those that
 /// are alike need a gradient. No leaves: the run may change them in place.
 inline Tensors ends_at(Tensors tensors, const Tensors& like) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     tensors[i] = tensors[i].detach();
     if (like[i].requires_grad()) {
-      torch::autograd::set_history(
-          tensors[i], make_node<torch::autograd::Identity>());
+      torch::autograd::set_history(tensors[i], make_node<EndOfRun>());
     }
   }
   return tensors;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/held_bytes.h>
 #include <memcnn/detail/operator_watch.h>
 #include <memcnn/detail/saved.h>
 #include <memcnn/detail/saving_hooks.h>
@@ -16,7 +17,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -44,6 +44,13 @@ namespace memcnn::detail {
 // 6. Where forward was differentiated with create_graph, parts of it save memory
 //    themselves, or it has other trained parameters by now, all runs again.
 
+/// Said where another backward pass than the module's own meets its graph.
+inline constexpr const char* kForeignBackward =
+    "memcnn: expected backward to come from the outputs of the module in "
+    "checkpoint(), but got a backward pass inside of forward, or from a tensor "
+    "that forward keeps in a member, such as a loss. Return that tensor from "
+    "forward; for a backward pass inside of forward set early_stop(false).";
+
 /// What the operators of one run save for backward: which tensors, in which
 /// order, and the tensors themselves where they are not let go.
 class SavedTensors final : public TensorSaver {
@@ -51,15 +58,15 @@ class SavedTensors final : public TensorSaver {
   /// Keeps what the first run saves, until it is dropped. What these tensors
   /// hold is not counted: it is there anyway.
   void keep(const Tensors& held_anyway) {
-    keeps_ = true;
+    kept_ = std::make_shared<HeldBytes>();
     for (const at::Tensor& tensor : held_anyway) {
-      counted_.insert(memory_of(tensor));
+      kept_->pass_over(tensor);
     }
   }
 
   /// Bytes that are kept.
   int64_t kept_bytes() const {
-    return kept_bytes_;
+    return kept_ ? kept_->total() : 0;
   }
 
   /// The first run. Tensors are let go, or kept; `on_save` is told after each.
@@ -103,10 +110,10 @@ class SavedTensors final : public TensorSaver {
 
   /// Lets all tensors go, and those that come.
   void drop() {
-    keeps_ = false;
-    kept_bytes_ = 0;
+    kept_.reset();
     for (const Entry& entry : entries_) {
       if (const auto slot = entry.slot.lock()) {
+        slot->share = {};
         slot->tensor = Saved();
       }
     }
@@ -141,6 +148,7 @@ class SavedTensors final : public TensorSaver {
   /// The place of one tensor, which the operator that needs it owns.
   struct Slot {
     Saved tensor;
+    HeldBytes::Share share; // while it is kept
   };
 
   struct Entry {
@@ -157,12 +165,7 @@ class SavedTensors final : public TensorSaver {
     }
 
     at::Tensor call_unpack_hook() override {
-      TORCH_CHECK(
-          slot_->tensor.defined(),
-          "memcnn: expected backward to come from the module's outputs, "
-          "but got a backward pass inside of forward, or from a tensor that "
-          "forward keeps, which needs a tensor that was let go. Set "
-          "early_stop(false).");
+      TORCH_CHECK(slot_->tensor.defined(), kForeignBackward);
       TORCH_CHECK(
           slot_->tensor.unchanged(),
           "memcnn: expected what an operator saved for backward to be "
@@ -205,11 +208,9 @@ class SavedTensors final : public TensorSaver {
     auto slot = std::make_shared<Slot>();
     entries_.push_back({TensorMeta(tensor), slot});
     may_stop_ = may_stop_ && !OperatorWatch::is_to_be_written(tensor);
-    if (keeps_) {
+    if (kept_) {
       slot->tensor = Saved(tensor.detach());
-      if (counted_.insert(memory_of(tensor)).second) {
-        kept_bytes_ += bytes_of(tensor);
-      }
+      slot->share = kept_->count(slot->tensor.get());
     }
     on_save_();
     return slot;
@@ -233,13 +234,6 @@ class SavedTensors final : public TensorSaver {
     return slot;
   }
 
-  /// Of all its memory, where it is a part of that.
-  static int64_t bytes_of(const at::Tensor& tensor) {
-    return static_cast<int64_t>(
-        tensor.has_storage() ? tensor.storage().nbytes()
-                             : tensor.numel() * tensor.element_size());
-  }
-
   void check_alike(size_t i, const at::Tensor& tensor) const {
     TORCH_CHECK(
         entries_[i].meta.fits(tensor),
@@ -258,9 +252,7 @@ class SavedTensors final : public TensorSaver {
   size_t next_ = 0;
   bool is_around_another_ = false;
   bool may_stop_ = true;
-  bool keeps_ = false;
-  int64_t kept_bytes_ = 0;
-  std::unordered_set<const void*> counted_;
+  std::shared_ptr<HeldBytes> kept_; // null where tensors are let go
 };
 
 } // namespace memcnn::detail
