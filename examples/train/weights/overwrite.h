@@ -92,8 +92,20 @@ inline void check_names(
   }
 }
 
-/// Refuses entries that the network has in other sizes.
-inline void check_sizes(
+/// Whether the network's tensor can take the values: rounded from one
+/// floating-point dtype to another, else as they are. Integers are not weights,
+/// but to(dtype) of a module makes its counters floating-point as well.
+inline bool fits(const at::Tensor& tensor, const at::Tensor& wanted) {
+  if (tensor.is_floating_point() && wanted.is_floating_point()) {
+    return true;
+  }
+  const auto converted = tensor.to(wanted.scalar_type());
+  return !wanted.requires_grad() &&
+      at::equal(converted.to(tensor.scalar_type()), tensor);
+}
+
+/// Refuses entries of other sizes, or of values that the dtype cannot take.
+inline void check_tensors(
     const StateDict& network,
     const std::string& model,
     const Match& match,
@@ -111,30 +123,7 @@ inline void check_sizes(
           described(tensor),
           model));
     }
-  }
-}
-
-/// Whether the network's tensor can take the values: rounded from one
-/// floating-point dtype to another, else as they are. Integers are not weights,
-/// but to(dtype) of a module makes its counters floating-point as well.
-inline bool fits(const at::Tensor& tensor, const at::Tensor& wanted) {
-  if (tensor.is_floating_point() && wanted.is_floating_point()) {
-    return true;
-  }
-  const auto converted = tensor.to(wanted.scalar_type());
-  return !wanted.requires_grad() &&
-      at::equal(converted.to(tensor.scalar_type()), tensor);
-}
-
-/// Refuses entries of another dtype that the network's has no values for.
-inline void check_values(
-    const StateDict& network,
-    const std::string& model,
-    const Match& match,
-    const std::filesystem::path& path) {
-  for (const auto& item : match.found) {
-    const at::Tensor& wanted = network[item.key()];
-    if (!fits(item.value(), wanted)) {
+    if (!fits(tensor, wanted)) {
       throw support::Error(fmt::format(
           "expected {} in {} to have dtype {}, or to be a buffer of values that "
           "it holds exactly, but got {}. Give the file of a {} of the same "
@@ -142,7 +131,7 @@ inline void check_values(
           quoted(item.key()),
           path.string(),
           name_of(wanted.scalar_type()),
-          name_of(item.value().scalar_type()),
+          name_of(tensor.scalar_type()),
           model));
     }
   }
@@ -196,8 +185,7 @@ inline void overwrite(
     detail::check_prefix(prefix_of(network, file), model, path);
   }
   detail::check_names(network, model, match, path);
-  detail::check_sizes(network, model, match, path);
-  detail::check_values(network, model, match, path);
+  detail::check_tensors(network, model, match, path);
   detail::check_shared(network, model, match, path);
   const at::NoGradGuard no_grad;
   for (const auto& item : network) {
