@@ -11,8 +11,11 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -243,6 +246,52 @@ TEST_F(CheckpointSequential, InputChangedInPlaceNamesTheSegment) {
       ThrowsError<c10::Error>(HasSubstr(
           "segment 1 (modules 2 to 3): expected the module to leave the inputs "
           "that are kept for backward as they are")));
+}
+
+/// Counts how often a message names the first segment of two.
+size_t namings(const std::function<void()>& call) {
+  const std::string place =
+      "checkpoint_sequential(): segment 0 (modules 0 to 1)";
+  std::string words;
+  try {
+    call();
+  } catch (const c10::Error& error) {
+    words = error.what_without_backtrace();
+  }
+  size_t count = 0;
+  for (size_t at = words.find(place); at != std::string::npos;
+       at = words.find(place, at + 1)) {
+    ++count;
+  }
+  return count;
+}
+
+TEST_F(CheckpointSequential, ErrorsNameTheSegmentOnce) {
+  const auto relu = nn::ReLUOptions().inplace(true);
+  nn::Sequential in_place{nn::ReLU(relu), nn::Tanh(), nn::Tanh(), nn::Tanh()};
+  const torch::Tensor x = x_ * 1;
+  EXPECT_EQ(
+      namings([&] { memcnn::checkpoint_sequential(in_place, 2, x); }), 1u);
+
+  nn::Sequential narrow{
+      nn::Tanh(), nn::Linear(3, 3), nn::Linear(3, 3), nn::Tanh()};
+  EXPECT_EQ(namings([&] { memcnn::checkpoint_sequential(narrow, 2, x); }), 1u);
+}
+
+TEST_F(CheckpointSequential, ErrorsInBackwardNameTheSegmentOnce) {
+  nn::BatchNorm1d norm(64);
+  norm->eval();
+  nn::Sequential layers{nn::Tanh(), norm, nn::Tanh(), nn::Tanh()};
+  torch::Tensor y = memcnn::checkpoint_sequential(layers, 2, x_).sum();
+  norm->running_mean.add_(1);
+  EXPECT_EQ(namings([&] { y.backward(); }), 1u);
+
+  y = memcnn::checkpoint_sequential(layers, 2, x_).sum();
+  {
+    const torch::NoGradGuard no_grad;
+    norm->weight.add_(1);
+  }
+  EXPECT_EQ(namings([&] { y.backward(); }), 1u);
 }
 
 TEST_F(CheckpointSequential, WithoutAGraphItIsThePlainCall) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/at_place.h>
 #include <memcnn/detail/forward_only.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
@@ -67,7 +68,7 @@ constexpr bool may_throw() {
 /// graph is recorded.
 template <class Result, class Holder, class... Inputs>
 Result run_checkpointed(
-    std::string place,
+    const std::string& place,
     ForwardOnlySettings settings,
     RecordingOptions recording,
     const Holder& module,
@@ -96,8 +97,8 @@ Result run_checkpointed(
       },
       std::move(settings));
   auto state = c10::make_intrusive<NodeState>(
-      std::move(place),
-      std::move(block),
+      place,
+      std::make_shared<BlockAtPlace>(place, std::move(block)),
       Direction::kForward,
       /*keep_inputs=*/true,
       recording);
@@ -121,7 +122,8 @@ Result run_checkpointed(
 ///           activations; in backward those of this one module at a time. With
 ///           early_stop the graph itself is kept, too, without any tensor.
 /// Accuracy: the same operations on the same values: gradients equal plain ones
-///           bit for bit where the module's kernels are deterministic.
+///           bit for bit where the module's kernels are deterministic, but for
+///           two cases that docs/api/checkpoint.md names.
 /// Throws:   c10::Error if an input, a parameter or a buffer changes between
 ///           forward and backward.
 /// Caution:  a module whose plain members forward changes gives wrong gradients

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/checkpoint.h>
+#include <memcnn/detail/at_place.h>
 #include <memcnn/detail/kept_segments.h>
 #include <memcnn/detail/signature.h>
 
@@ -16,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace memcnn {
@@ -39,6 +41,16 @@ struct CheckpointSequentialOptions {
 };
 
 namespace detail {
+
+/// Whether a call of checkpoint_sequential() begins as one of its two forms does.
+template <class... Arguments>
+inline constexpr bool is_sequential_call_v = false;
+template <class First, class Second, class... Inputs>
+inline constexpr bool is_sequential_call_v<First, Second, Inputs...> =
+    (std::is_convertible_v<First, torch::nn::Sequential> &&
+     std::is_convertible_v<Second, int64_t>) ||
+    (std::is_convertible_v<First, CheckpointSequentialOptions> &&
+     std::is_convertible_v<Second, torch::nn::Sequential>);
 
 /// The modules of a Sequential in segments, and how they run.
 class Segments {
@@ -65,7 +77,7 @@ class Segments {
     for (int64_t i = first(k); i < first(k + 1); ++i) {
       segment->push_back(modules_[static_cast<size_t>(i)]);
     }
-    try {
+    return at_place(place(k), [&] {
       // What the last one keeps is used at once, before any other runs again:
       // the peak is that of its second run, which it is spared.
       return k + 1 == count() && !kept_
@@ -76,10 +88,7 @@ class Segments {
                 {options_.preserve_rng_state(), options_.debug()},
                 segment,
                 inputs...);
-    } catch (c10::Error& error) {
-      error.add_context(place(k));
-      throw;
-    }
+    });
   }
 
  private:
@@ -178,6 +187,19 @@ at::Tensor checkpoint_sequential(
     const Inputs&... inputs) {
   return checkpoint_sequential(
       CheckpointSequentialOptions().segments(segments), modules, inputs...);
+}
+
+/// Any other call, so that the compiler says what is wrong with it.
+template <
+    class... Arguments,
+    class = std::enable_if_t<!detail::is_sequential_call_v<Arguments...>>>
+at::Tensor checkpoint_sequential(const Arguments&...) {
+  static_assert(
+      detail::is_sequential_call_v<Arguments...>,
+      "memcnn: checkpoint_sequential() takes a torch::nn::Sequential, a number "
+      "of segments and the inputs, or CheckpointSequentialOptions, a Sequential "
+      "and the inputs, in this order.");
+  return {};
 }
 
 } // namespace memcnn

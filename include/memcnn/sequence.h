@@ -25,6 +25,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -52,6 +53,20 @@ struct ReversibleSequenceOptions {
   /// CPU faster. Default: that of the input.
   TORCH_ARG(std::optional<at::MemoryFormat>, memory_format) = std::nullopt;
 };
+
+namespace detail {
+
+/// True for a type that a block may be asked for as. For others an error of the
+/// compiler.
+template <class T>
+struct is_type_of_block : std::true_type {
+  static_assert(
+      torch::detail::is_module<T>::value,
+      "memcnn: at() and ptr() of a ReversibleSequence take the type of the "
+      "module, such as ScaleImpl, not that of its holder.");
+};
+
+} // namespace detail
 
 /// The module behind ReversibleSequence.
 class ReversibleSequenceImpl final
@@ -137,10 +152,12 @@ class ReversibleSequenceImpl final
   /// such block, c10::Error if it is of another type.
   template <class T>
   T& at(size_t index) {
+    static_assert(detail::is_type_of_block<T>::value);
     return blocks_[checked("at", index)].template get<T>();
   }
   template <class T>
   const T& at(size_t index) const {
+    static_assert(detail::is_type_of_block<T>::value);
     return blocks_[checked("at", index)].template get<T>();
   }
 
@@ -150,6 +167,7 @@ class ReversibleSequenceImpl final
   }
   template <class T>
   std::shared_ptr<T> ptr(size_t index) const {
+    static_assert(detail::is_type_of_block<T>::value);
     return blocks_[checked("ptr", index)].template ptr<T>();
   }
   std::shared_ptr<torch::nn::Module> operator[](size_t index) const {
@@ -376,6 +394,17 @@ class ReversibleSequence
       const ReversibleSequenceOptions& options = {})
       : ModuleHolder(
             std::make_shared<ReversibleSequenceImpl>(blocks, options)) {}
+
+  /// Not for use: blocks in braces without names. An array, since a
+  /// std::initializer_list would take those of ReversibleSequence{a, b}.
+  template <class Block, size_t n, class... Options>
+  explicit ReversibleSequence(Block (&&)[n], const Options&...)
+      : ModuleHolder(nullptr) {
+    static_assert(
+        n == 0, // never
+        "memcnn: blocks of a ReversibleSequence are in braces with their names, "
+        "{{\"a\", a}, {\"b\", b}}; without names they are its arguments.");
+  }
 };
 
 inline std::ostream& operator<<(

@@ -23,6 +23,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -172,7 +173,8 @@ struct wrapper_of {
   static_assert(
       is_holder,
       "memcnn: InvertibleModuleWrapper takes a module holder, as TORCH_MODULE "
-      "makes it, not the Impl or a pointer to it.");
+      "makes it, not the Impl or a pointer to it, and then its "
+      "InvertibleModuleWrapperOptions.");
   static_assert(
       !is_holder || has_inverse_v<contained_t<M>>,
       "memcnn: this module has no inverse(): InvertibleModuleWrapper needs a "
@@ -233,5 +235,9 @@ class InvertibleModuleWrapper
 template <class M>
 InvertibleModuleWrapper(M, InvertibleModuleWrapperOptions = {})
     -> InvertibleModuleWrapper<M>;
+// Whatever else it is made of is no holder, of which wrapper_of has words.
+template <class M, class Second, class... Others>
+InvertibleModuleWrapper(M, Second, Others...)
+    -> InvertibleModuleWrapper<std::tuple<M, Second, Others...>>;
 
 } // namespace memcnn
