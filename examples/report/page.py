@@ -25,13 +25,16 @@ NAMES = {
     "synthetic": "embedded synthetic images",
 }
 NOTHING = Markup('<span class="none">–</span>')
+NOT_FINITE = Markup('<span class="none">not finite</span>')
 MINUS = "\N{MINUS SIGN}"
 
 
 def decimals(value, digits, unit=None):
-    """A number for a table, or a dash."""
+    """A number for a table, or why there is none."""
     if math.isnan(value):
         return NOTHING
+    if math.isinf(value):
+        return NOT_FINITE
     text = f"{value:,.{digits}f}".replace("-", MINUS)
     return (
         Markup('{} <span class="unit">{}</span>').format(text, unit) if unit else text

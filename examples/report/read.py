@@ -203,6 +203,13 @@ class Run:
         found = self.tests(name)
         return found.iloc[-1] if len(found) else math.nan
 
+    def last_test_loss(self):
+        """As last_test(), and infinite where an evaluation gave no number."""
+        evaluations = self.tests("test_accuracy")
+        if not len(evaluations):
+            return math.nan
+        return self.tests("test_loss").get(evaluations.index[-1], math.inf)
+
     def step(self, name):
         """What a step takes: of the results, else of the log."""
         if self.finished and not math.isnan(self.results[name]):
@@ -283,6 +290,10 @@ def note_divergence(run):
         run.notes.append(
             f"The loss is not a finite number in {len(lost):,} of {len(run.rows):,} "
             f"rows, for the first time at iteration {lost[0]:,}."
+        )
+    if math.isinf(run.last_test_loss()):
+        run.notes.append(
+            "The last test loss is not a finite number: the test accuracy says nothing."
         )
 
 

@@ -319,6 +319,21 @@ class Report(unittest.TestCase):
         self.assertIn("unfinished: 0 of 200 iterations", page.text)
         self.assertIn("not a finite number in 1 of 2 rows", page.text)
 
+    def test_test_loss_that_is_no_number_is_no_missing_evaluation(self):
+        tested = {"test_accuracy": 0.1, "test_top5": 0.5}
+        rows = [row(10, test_loss=2.0, **tested), row(20, test_loss=None, **tested)]
+        done = self.make("done", config("revnet38"), [row(10)])
+        results = json.loads((done / "results.json").read_text())
+        (done / "results.json").write_text(json.dumps(results | {"test_loss": None}))
+        going_on = self.make("on", config("revnet38"), rows, False)
+        none = self.make("none", config("revnet38"), [row(10)], False)
+        page = Page(self.page_of(done, going_on, none))
+        text = " ".join(page.text.split())
+        self.assertIn("43.67 – not finite 1,072.5", text)
+        self.assertIn("unfinished 10.00 50.00 not finite", text)
+        self.assertIn("unfinished – – –", text)
+        self.assertEqual(text.count("the test accuracy says nothing"), 2)
+
     def test_bad_inputs_name_file_and_line(self):
         self.assert_refused(self.folder / "none", "none: expected a directory")
         bad = self.make("bad", config("revnet38"), [], True, lines([row(10)]) + "{\n")
