@@ -22,25 +22,41 @@ inline bool is_finite(const torch::Tensor& tensor) {
   return torch::isfinite(tensor).all().item<bool>();
 }
 
-/// Names a parameter that holds NaN or infinity, if there is one.
-inline std::optional<std::string> non_finite_parameter(
-    const torch::nn::Module& network) {
-  const auto parameters = network.named_parameters();
+/// Names the first of these tensors that holds NaN or infinity, if there is one.
+inline std::optional<std::string> non_finite_tensor(
+    const torch::OrderedDict<std::string, torch::Tensor>& tensors,
+    const char* what,
+    const char* kind) {
   std::string first;
   size_t count = 0;
-  for (const auto& parameter : parameters) {
-    if (!is_finite(parameter.value())) {
-      first = count++ == 0 ? parameter.key() : first;
+  for (const auto& tensor : tensors) {
+    if (!is_finite(tensor.value())) {
+      first = count++ == 0 ? tensor.key() : first;
     }
   }
   if (count == 0) {
     return std::nullopt;
   }
   return fmt::format(
-      "the weights {} ({} of {} parameters are not finite)",
+      "{} {} ({} of {} {} are not finite)",
+      what,
       first,
       count,
-      parameters.size());
+      tensors.size(),
+      kind);
+}
+
+/// Looks at all that the network computes with. In train mode that is without
+/// its running statistics: they are not finite where what they are of was not.
+inline std::optional<std::string> non_finite_state(
+    const torch::nn::Module& network) {
+  auto found = non_finite_tensor(
+      network.named_parameters(), "the weights", "parameters");
+  if (!found && !network.is_training()) {
+    found = non_finite_tensor(
+        network.named_buffers(), "the running statistics", "buffers");
+  }
+  return found;
 }
 
 /// Names the first block that makes NaN or infinity out of finite values, if
@@ -51,7 +67,7 @@ inline std::optional<std::string> non_finite_block(
     bool autocast) {
   const torch::NoGradGuard no_grad;
   const torch::Device device = batch.images.device();
-  TrialCopy copy(network, device);
+  TrialCopy copy(network, device, network.is_training());
   const AutocastGuard guard(device.type(), autocast);
   torch::Tensor values = batch.images;
   if (!is_finite(values)) {
@@ -69,8 +85,9 @@ inline std::optional<std::string> non_finite_block(
 } // namespace detail
 
 /// Where NaN or infinity comes from, as the end of "The first value that is not
-/// finite is in ...": a parameter or, where all are finite, the first block
-/// that makes it when the batch runs again. Empty where it cannot be told.
+/// finite is in ...": a parameter, a running statistic in eval mode or, where all
+/// are finite, the first block that makes it when the batch runs again in the
+/// network's mode. Empty where it cannot be told.
 ///
 /// The network and the default generators stay as they are.
 inline std::string origin_of_non_finite(
@@ -78,8 +95,8 @@ inline std::string origin_of_non_finite(
     const Batch& batch,
     bool autocast = false) {
   try {
-    if (const auto parameter = detail::non_finite_parameter(network)) {
-      return *parameter;
+    if (const auto state = detail::non_finite_state(network)) {
+      return *state;
     }
     return detail::non_finite_block(network, batch, autocast)
         .value_or("the loss, which is made of finite logits");

@@ -45,18 +45,22 @@ class GeneratorsAsFound final {
   std::vector<std::pair<torch::Device, torch::Tensor>> found_;
 };
 
-/// A network to try things on: a deep copy in train mode, with weights, running
-/// statistics and engine of the original, which never learns of it. What the
-/// copy draws from the default generators is undone at the end of scope.
+/// A network to try things on: a deep copy in train mode, or in eval mode, with
+/// weights, running statistics and engine of the original, which never learns of
+/// it. What the copy draws from the default generators is undone at the end of
+/// scope.
 ///
 /// Memory:   parameters and buffers once more.
 class TrialCopy final {
  public:
-  TrialCopy(const revnet::RevNetImpl& network, torch::Device device)
+  TrialCopy(
+      const revnet::RevNetImpl& network,
+      torch::Device device,
+      bool training = true)
       : generators_(device),
         network_(
             std::dynamic_pointer_cast<revnet::RevNetImpl>(network.clone())) {
-    network_->train();
+    network_->train(training);
     // Making the copy's weights, before they are overwritten, draws numbers.
     generators_.rewind();
   }

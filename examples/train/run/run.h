@@ -110,7 +110,9 @@ class Run final {
 
   void warn_of_evaluation(const Evaluation& evaluation) {
     const std::string origin = origin_of_non_finite(
-        trainer_.network(), trainer_.batch(state_.iteration), config_.amp);
+        trainer_.network(),
+        trainer_.test_batch(evaluation.not_finite_from.value_or(0)),
+        config_.amp);
     print_warning(
         fmt::format(
             "the test loss of iteration {} is {:g}, and its accuracy says nothing",
@@ -218,12 +220,25 @@ class Run final {
         (origin.empty()
              ? ""
              : ". The first value that is not finite is in " + origin) +
-        fmt::format(
-            ". Give a lower --learning-rate (now {:g})",
-            config_.learning_rate) +
-        (checkpoints_.has_last() ? "; the last good checkpoint stays in " +
-                 checkpoints_.last().string() + "."
-                                 : "."));
+        ". " + cure_of_bad());
+  }
+
+  std::string cure_of_bad() const {
+    if (state_.iteration == 0 && !config_.load_weights.empty()) {
+      return fmt::format(
+          "Give another --load-weights: no step has changed those of {} yet.",
+          config_.load_weights);
+    }
+    const auto cure = fmt::format(
+        "Give a lower --learning-rate (now {:g})", config_.learning_rate);
+    // Which is of the old rate: a run goes on from it under no other.
+    return !checkpoints_.has_last()
+        ? cure + "."
+        : fmt::format(
+              "{} with --fresh, or with another --results-dir: the last good "
+              "checkpoint stays in {} until then.",
+              cure,
+              checkpoints_.last().string());
   }
 
   const Config& config_;

@@ -4,6 +4,7 @@
 #include "train/step/memory_use.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace training {
@@ -45,6 +46,7 @@ struct Evaluation {
   double accuracy = 0; // 0 to 1
   double top5 = 0; // likewise
   std::vector<ClassResult> classes; // by number
+  std::optional<int64_t> not_finite_from; // first image of the first such batch
 };
 
 } // namespace training

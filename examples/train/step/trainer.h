@@ -157,22 +157,24 @@ class Trainer {
   /// Classifies the test images, as they are. `go_on` is told the share done;
   /// where it returns false, the evaluation stops, and nothing is returned.
   std::optional<Evaluation> evaluate(const std::function<bool(double)>& go_on) {
-    constexpr int64_t kCount = 200; // images at once
     const torch::NoGradGuard no_grad;
     network().eval();
     const auto count = static_cast<double>(test_.size());
     double loss = 0;
     Hits hits;
     std::vector<ClassResult> classes(static_cast<size_t>(num_classes_));
-    for (int64_t first = 0; first < test_.size(); first += kCount) {
+    std::optional<int64_t> not_finite;
+    for (int64_t first = 0; first < test_.size(); first += kTestBatch) {
       if (!go_on(static_cast<double>(first) / count)) {
         return std::nullopt;
       }
-      const Batch batch =
-          on_device(test_batch(test_, normalise_, first, kCount));
+      const Batch batch = test_batch(first);
       const Forward result = forward(batch);
       const torch::Tensor figures =
           detail::figures(result.loss, result.hits).cpu();
+      if (!not_finite && !std::isfinite(figures[0].item<double>())) {
+        not_finite = first;
+      }
       loss +=
           figures[0].item<double>() * static_cast<double>(batch.labels.size(0));
       hits += detail::hits_of(figures);
@@ -185,7 +187,14 @@ class Trainer {
         loss / count,
         static_cast<double>(hits.first) / count,
         static_cast<double>(hits.top5) / count,
-        std::move(classes)};
+        std::move(classes),
+        not_finite};
+  }
+
+  /// The test images from that one on, as many as evaluate() takes at once.
+  Batch test_batch(int64_t first) const {
+    return on_device(
+        training::test_batch(test_, normalise_, first, kTestBatch));
   }
 
   /// The batch of an iteration once more, to look into what it did.
@@ -230,6 +239,8 @@ class Trainer {
   }
 
  private:
+  static constexpr int64_t kTestBatch = 200;
+
   struct Forward {
     torch::Tensor loss; // mean over the batch
     torch::Tensor hits; // of ranked_hits()

@@ -377,6 +377,26 @@ TEST(NonFinite, WeightIsNamed) {
       "not finite)");
 }
 
+TEST(NonFinite, RunningStatisticIsNamedWhereItIsUsed) {
+  auto net = seeded(small());
+  auto mean = net->named_buffers()["trunk.2.blocks.0.Fm.0.running_mean"];
+  fill(mean, NAN);
+  const std::string in_the_loss = "the loss, which is made of finite logits";
+  EXPECT_EQ(origin_of_non_finite(*net, small_batch()), in_the_loss)
+      << "train mode takes the batch's own";
+  net->eval();
+  EXPECT_EQ(
+      origin_of_non_finite(*net, small_batch()),
+      "the running statistics trunk.2.blocks.0.Fm.0.running_mean (1 of " +
+          std::to_string(net->named_buffers().size()) +
+          " buffers are not finite)");
+  fill(mean, 0);
+  fill(net->named_buffers()["trunk.2.blocks.0.Fm.0.running_var"], -1);
+  EXPECT_EQ(
+      origin_of_non_finite(*net, small_batch()),
+      "the output of trunk.2.blocks.0 (AdditiveCoupling)");
+}
+
 TEST(NonFinite, FirstBlockThatMakesItIsNamed) {
   for (const std::string block :
        {"trunk.0.blocks.1", "trunk.2.blocks.0", "trunk.4.blocks.1"}) {

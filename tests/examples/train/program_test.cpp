@@ -457,6 +457,23 @@ TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
   EXPECT_THAT(
       again.out,
       StartsWith("going on from first/checkpoint.memcnn at iteration 2\n"
+TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
+  ASSERT_EQ(
+      short_run("resnet32 synthetic --iterations 1 --learning-rate 1e30 "
+                "--save-weights weights.pt")
+          .exit_code,
+      0);
+  const auto result = short_run(
+      "resnet32 synthetic --iterations 2 --load-weights weights.pt "
+      "--results-dir other");
+  EXPECT_THAT(
+      result.err,
+      AllOf(
+          HasSubstr("at iteration 1. The first value"),
+          HasSubstr(". Give another --load-weights: no step has changed those "
+                    "of weights.pt yet.\n")));
+}
+
                  "not reading start.pt: the run started from it\n"));
   EXPECT_EQ(evaluation(again), evaluation(first));
 
@@ -506,13 +523,14 @@ TEST_F(TrainProgram, StopsOnNanLossAndKeepsTheLastGoodCheckpoint) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_TRUE(std::regex_match(
       result.err,
-      std::regex("memcnn_train: expected the loss to be finite, but got "
-                 "-?(nan|inf) at iteration 2\\. The first value that is not "
-                 "finite is in the output of [a-zA-Z0-9.]+ "
-                 "?(\\(ResidualBlock\\))?\\. "
-                 "Give a lower --learning-rate \\(now 1e\\+30\\); the last "
-                 "good checkpoint stays in "
-                 "here/checkpoint\\.memcnn\\.\n")))
+      std::regex(
+          "memcnn_train: expected the loss to be finite, but got "
+          "-?(nan|inf) at iteration 2\\. The first value that is not "
+          "finite is in the output of [a-zA-Z0-9.]+ "
+          "?(\\(ResidualBlock\\))?\\. "
+          "Give a lower --learning-rate \\(now 1e\\+30\\) with "
+          "--fresh, or with another --results-dir: the last good "
+          "checkpoint stays in here/checkpoint\\.memcnn until then\\.\n")))
       << result.err;
   EXPECT_TRUE(fs::exists(directory_ / "here" / "checkpoint.memcnn"));
   EXPECT_FALSE(fs::exists(directory_ / "here" / "results.json"));
