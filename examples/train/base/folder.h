@@ -167,9 +167,13 @@ class Folder final {
 
  private:
   static Descriptor made_and_opened(const std::filesystem::path& path) {
-    std::error_code ignored; // opening says what is wrong
-    std::filesystem::create_directories(path, ignored);
-    return Descriptor(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    std::error_code not_made;
+    std::filesystem::create_directories(path, not_made);
+    Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (not_made && !folder.is_open()) {
+      errno = not_made.value(); // why, where opening says that there is none
+    }
+    return folder;
   }
 
   std::filesystem::path path_;

@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <string>
+#include <string_view>
 
 namespace training {
 
@@ -100,6 +102,23 @@ inline void stop_on_lost_checkpoint(const CheckpointFiles& checkpoints) {
       checkpoints.previous().string()));
 }
 
+/// Refuses to overwrite a file that has the name of one of ours, but begins as
+/// no run would have it.
+inline void check_is_ours(
+    const Folder& folder,
+    const std::string& name,
+    std::string_view start) {
+  const std::string found = folder.read(name, start.size()).bytes;
+  // A run that was killed may have left a part of it.
+  if (start.substr(0, found.size()) != found) {
+    throw support::Error(fmt::format(
+        "expected {} to be nothing yet, or of a run of this program, but it "
+        "begins otherwise. Move it away, give another --results-dir, or "
+        "--fresh to overwrite it.",
+        (folder.path() / name).string()));
+  }
+}
+
 /// Looks for what a run in the folder has left, where there is no checkpoint to
 /// go on from, before a new one overwrites it.
 inline void check_left_behind(
@@ -108,8 +127,13 @@ inline void check_left_behind(
   if (checkpoints.has_previous()) {
     stop_on_lost_checkpoint(checkpoints);
   }
+  check_is_ours(folder, kRunName, kResultsStart);
+  check_is_ours(folder, kLogName, kLogStart);
+  check_is_ours(folder, kResultsName, kResultsStart);
   const bool has_rows = folder.read(kLogName, /*most=*/1).file_bytes > 0;
-  if (has_rows && folder.has(kResultsName)) {
+  // A run that has evaluated only has a log without rows, and no checkpoint.
+  const bool has_trained = has_rows || !folder.has(kLogName);
+  if (has_trained && folder.has(kResultsName)) {
     throw support::Error(fmt::format(
         "expected the checkpoint {} to be there, since {} is, but there is "
         "none. Give --fresh to overwrite the run that is done, or another "

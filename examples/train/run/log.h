@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace training {
 
@@ -27,6 +28,7 @@ struct LogMark {
 };
 
 inline constexpr const char* kLogName = "log.jsonl";
+inline constexpr std::string_view kLogStart = "{\"iteration\":"; // of any row
 
 /// Refuses a log that does not begin with what a checkpoint knows of.
 inline void check_log(

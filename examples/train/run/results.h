@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 
 namespace training {
 
@@ -43,6 +44,8 @@ inline nlohmann::ordered_json make_row(
 
 inline constexpr const char* kRunName = "run.json";
 inline constexpr const char* kResultsName = "results.json";
+/// Of both.
+inline constexpr std::string_view kResultsStart = "{\n  \"config\": {";
 
 /// Writes what is known of a run before it has done anything.
 inline void write_run(

@@ -8,9 +8,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
+#include <system_error>
+#include <vector>
 
 namespace training {
 
@@ -26,6 +29,18 @@ inline bool is_taken(const Descriptor& descriptor) {
       errno == EWOULDBLOCK;
 }
 
+/// What of a path is still to be made, the innermost first.
+inline std::vector<std::filesystem::path> missing_folders(
+    std::filesystem::path path) {
+  std::vector<std::filesystem::path> missing;
+  std::error_code ignored; // making them says what is wrong
+  for (; !path.empty() && !std::filesystem::exists(path, ignored);
+       path = path.parent_path()) {
+    missing.push_back(path);
+  }
+  return missing;
+}
+
 } // namespace detail
 
 /// The folder of one run, made where it is missing, and this program's own
@@ -33,13 +48,16 @@ inline bool is_taken(const Descriptor& descriptor) {
 /// checkpoints.
 ///
 /// The folder itself is locked, which nobody deletes by mistake. So is a file
-/// in it: network file systems lock nothing else.
+/// in it: network file systems lock nothing else. A run that is refused leaves
+/// neither, where it made them.
 class ResultsDir final {
  public:
   /// Throws:   Error if no file can be made in the folder, or another run is in
   ///           it.
   explicit ResultsDir(const std::filesystem::path& path)
-      : folder_(path, "--results-dir"),
+      : missing_before_(detail::missing_folders(path)),
+        folder_(path, "--results-dir"),
+        lock_is_new_(!folder_.has(kLockName)),
         lock_(folder_.open(kLockName, O_RDWR | O_CREAT)) {
     if (!lock_.is_open()) {
       folder_.stop_on_unwritable();
@@ -52,12 +70,36 @@ class ResultsDir final {
     }
   }
 
+  ~ResultsDir() {
+    if (kept_) {
+      return;
+    }
+    if (lock_is_new_) {
+      ::unlinkat(folder_.descriptor().number(), kLockName, /*flags=*/0);
+    }
+    for (const auto& folder : missing_before_) {
+      std::error_code ignored; // such as where something else is in it by now
+      std::filesystem::remove(folder, ignored);
+    }
+  }
+
+  ResultsDir(const ResultsDir&) = delete;
+  ResultsDir& operator=(const ResultsDir&) = delete;
+
+  /// Says that the run is not refused any more.
+  void keep() {
+    kept_ = true;
+  }
+
   const Folder& folder() const {
     return folder_;
   }
 
  private:
+  bool kept_ = false;
+  std::vector<std::filesystem::path> missing_before_;
   Folder folder_;
+  bool lock_is_new_;
   Descriptor lock_;
 };
 

@@ -137,7 +137,7 @@ inline int train(const Config& config) {
   DataSet data = load_dataset(config);
   const uint32_t images = fingerprint(data);
   detail::keep_first(data.test, config.test_images);
-  const ResultsDir directory(config.results_dir);
+  ResultsDir directory(config.results_dir);
   const Folder& folder = directory.folder();
   const CheckpointFiles checkpoints(folder);
   for (const char* name : {kRunName, kLogName, kResultsName}) {
@@ -154,6 +154,7 @@ inline int train(const Config& config) {
   folder.remove(kResultsName);
   write_run(folder, config, state, data, images, trainer);
   print_banner(config, data, state, trainer);
+  directory.keep();
   Log log(folder, state.log);
 
   Run run(

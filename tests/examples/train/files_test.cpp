@@ -91,6 +91,37 @@ TEST_F(FilesOfARun, AreNotPutWhereSomethingElseIs) {
   }
 }
 
+TEST_F(FilesOfARun, AreNotPutOverThoseOfAnotherProgram) {
+  for (const std::string name : {"log.jsonl", "results.json", "run.json"}) {
+    const auto file = directory_ / "mine" / name;
+    fs::create_directories(directory_ / "mine");
+    write(file, "{\"mine\": 1}\n");
+    const std::string run =
+        "resnet32 synthetic --iterations 1 --results-dir mine";
+    expect_error(
+        short_run(run),
+        "expected mine/" + name +
+            " to be nothing yet, or of a run of this program, but it begins "
+            "otherwise. Move it away, give another --results-dir, or --fresh "
+            "to overwrite it.");
+    EXPECT_EQ(read(file), "{\"mine\": 1}\n");
+    EXPECT_FALSE(fs::exists(directory_ / "mine" / "lock"));
+    EXPECT_EQ(short_run(run + " --fresh").exit_code, 0);
+    fs::remove_all(directory_ / "mine");
+  }
+}
+
+TEST_F(FilesOfARun, AreNoneWhereTheRunIsRefused) {
+  const std::string run =
+      "resnet32 synthetic --iterations 1 --load-weights gone.pt "
+      "--results-dir ";
+  EXPECT_EQ(short_run(run + "a/new/folder").exit_code, 1);
+  EXPECT_FALSE(fs::exists(directory_ / "a"));
+  fs::create_directories(directory_ / "old");
+  EXPECT_EQ(short_run(run + "old").exit_code, 1);
+  EXPECT_TRUE(fs::is_empty(directory_ / "old"));
+}
+
 TEST_F(FilesOfARun, AreNotWhatTheProgramPrintsInto) {
   fs::create_directories(directory_ / "here");
   const auto result =

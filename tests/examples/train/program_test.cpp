@@ -208,12 +208,10 @@ TEST_F(TrainProgram, RejectsEnginesThatDoNotFit) {
 }
 
 TEST_F(TrainProgram, RejectsBatchLargerThanDataSet) {
-  const auto result = train("resnet32 synthetic --batch-size 20000");
-  EXPECT_EQ(result.exit_code, 1);
-  EXPECT_EQ(
-      result.err,
-      "memcnn_train: expected --batch-size to be at most the 10000 training "
-      "images, but got 20000.\n");
+  expect_error( // and leaves no folder
+      train("resnet32 synthetic --batch-size 20000"),
+      "expected --batch-size to be at most the 10000 training images, but got "
+      "20000.");
 }
 
 TEST_F(TrainProgram, NamesMissingDataFile) {
@@ -267,6 +265,14 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
           "iteration:1 loss:" + number + " accuracy:" + number +
           " top5:" + number + " lr:0.1 ms_per_step:" + number +
           "\niteration:2 loss:" + number + " accuracy:" + number +
+  // Where nobody can make a folder, not even root.
+  const auto result = train("revnet38 synthetic --results-dir /sys/not/here");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(
+      result.err,
+      AllOf(
+          HasSubstr("expected the folder /sys/not/here to be writable"),
+          Not(HasSubstr("No such file"))));
           " top5:" + number + " lr:0.01 ms_per_step:" + number +
           "\niteration:2 test_loss:" + number + " test_accuracy:" + number +
           " test_top5:" + number)))

@@ -391,7 +391,7 @@ TEST_F(SurvivingRun, PrintsItsNextStepAtOnce) {
 
 TEST_F(SurvivingRun, SaysThatItOverwritesALogWithoutACheckpoint) {
   fs::create_directories(directory_ / "here");
-  write(here("log.jsonl"), "{\"iteration\": 1}\n"); // of a run soon killed
+  write(here("log.jsonl"), "{\"iteration\":1}\n"); // of a run soon killed
   const auto result = train(six_steps());
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(
@@ -441,6 +441,9 @@ TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
       second.out,
       StartsWith(
           "going on from here/checkpoint.previous.memcnn at iteration 3\n"));
+  fs::remove(here("log.jsonl"));
+  EXPECT_EQ(train(six_steps()).exit_code, 1) << "results without a log";
+  EXPECT_TRUE(fs::exists(here("results.json")));
   EXPECT_EQ(log_of(directory_ / "here"), log);
   EXPECT_EQ(rows(second.out).size(), 4U);
 }
