@@ -25,9 +25,12 @@ inline std::string source_of_data(const Config& config) {
                        : "from " + files.front().parent_path().string();
 }
 
-inline std::string source_of_weights(const Config& config) {
-  return config.load_weights.empty() ? "random weights"
-                                     : "weights from " + config.load_weights;
+inline std::string source_of_weights(
+    const Config& config,
+    const RunState& state) {
+  return state.iteration > 0        ? "weights of the checkpoint"
+      : config.load_weights.empty() ? "random weights"
+                                    : "weights from " + config.load_weights;
 }
 
 inline std::string steps_to_come(const Config& config, const RunState& state) {
@@ -41,7 +44,7 @@ inline std::string steps_to_come(const Config& config, const RunState& state) {
       config.iterations,
       config.batch_size,
       config.seed,
-      source_of_weights(config));
+      source_of_weights(config, state));
 }
 
 inline std::string precision(const Config& config) {

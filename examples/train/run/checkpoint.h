@@ -5,6 +5,7 @@
 #include "support/printable.h"
 #include "train/base/checksum.h"
 #include "train/base/config.h"
+#include "train/base/files.h"
 #include "train/run/checkpoint_content.h"
 #include "train/run/run_state.h"
 #include "train/run/trainer_state.h"
@@ -13,6 +14,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -36,6 +38,38 @@ namespace detail {
       found));
 }
 
+/// A setting of a recipe as a user gives it.
+inline std::string as_argument(
+    const std::string& key,
+    const nlohmann::json& value) {
+  if (key == "checkpoint_transitions") {
+    return value == true ? "no --keep-transitions" : "--keep-transitions";
+  }
+  if (key == "engine" && value == "plain") {
+    return "--plain";
+  }
+  if (key == "model" || key == "dataset") {
+    return (key == "model" ? "MODEL " : "DATASET ") +
+        support::printable(value.dump());
+  }
+  std::string flag =
+      "--" + (key == "memory_budget_mib" ? "memory_budget" : key);
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return value.is_null() || value == false ? "no " + flag
+      : value == true                      ? flag
+                      : flag + " " + support::printable(value.dump());
+}
+
+/// Whether a setting of two recipes is the same. A file has many paths.
+inline bool is_same_setting(
+    const std::string& key,
+    const nlohmann::json& one,
+    const nlohmann::json& other) {
+  return one == other ||
+      (key == "load_weights" && one.is_string() && other.is_string() &&
+       is_same_file(one.get<std::string>(), other.get<std::string>()));
+}
+
 /// Refuses a checkpoint that another recipe made; its length may be another.
 inline void check_recipe(
     const std::filesystem::path& path,
@@ -43,24 +77,20 @@ inline void check_recipe(
     const Config& config) {
   const auto expected = recipe(config);
   for (const auto& [key, value] : expected.items()) {
-    const nlohmann::json wanted = value;
-    if (key == "iterations" ||
-        (found.contains(key) && found.at(key) == wanted)) {
+    const nlohmann::json got =
+        found.contains(key) ? found.at(key) : nlohmann::json();
+    if (key == "iterations" || is_same_setting(key, value, got)) {
       continue;
     }
-    const std::string got = found.contains(key)
-        ? support::printable(found.at(key).dump())
-        : "nothing";
     if (key == "seed") {
-      stop_on_seed(path, got, config);
+      stop_on_seed(path, support::printable(got.dump()), config);
     }
     throw support::Error(fmt::format(
-        "expected the checkpoint {} to have {} {}, but got {}. Give "
-        "--fresh to overwrite it, or another --results-dir.",
+        "expected the checkpoint {} to be of a run with {}, but it is of one "
+        "with {}. Give --fresh to overwrite it, or another --results-dir.",
         path.string(),
-        key,
-        wanted.dump(),
-        got));
+        as_argument(key, value),
+        as_argument(key, got)));
   }
 }
 
@@ -72,11 +102,12 @@ inline void check_length(
   if (config.iterations < state.iteration) {
     throw support::Error(fmt::format(
         "expected --iterations to be at least the {} that the checkpoint "
-        "{} has done, but got {}. Give --fresh to overwrite it with a shorter "
-        "run, or another --results-dir.",
+        "{} has done, but got {}. Give --iterations {} to evaluate it as it is, "
+        "--fresh to overwrite it with a shorter run, or another --results-dir.",
         state.iteration,
         path.string(),
-        config.iterations));
+        config.iterations,
+        state.iteration));
   }
 }
 

@@ -457,12 +457,6 @@ TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
   EXPECT_NE(rows(first.out)[0], rows(random.out)[0]);
 
   // The checkpoint goes first, even where the file is gone.
-  fs::remove(directory_ / "start.pt");
-  const auto again = short_run(run + "--seed 1 --results-dir first");
-  EXPECT_EQ(again.exit_code, 0) << again.err;
-  EXPECT_THAT(
-      again.out,
-      StartsWith("going on from first/checkpoint.memcnn at iteration 2\n"
 TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
   ASSERT_EQ(
       short_run("resnet32 synthetic --iterations 1 --learning-rate 1e30 "
@@ -480,6 +474,12 @@ TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
                     "of weights.pt yet.\n")));
 }
 
+  fs::remove(directory_ / "start.pt");
+  const auto again = short_run(run + "--seed 1 --results-dir first");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(
+      again.out,
+      StartsWith("going on from first/checkpoint.memcnn at iteration 2\n"
                  "not reading start.pt: the run started from it\n"));
   EXPECT_EQ(evaluation(again), evaluation(first));
 
@@ -488,9 +488,13 @@ TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
       short_run(
           "resnet32 synthetic --iterations 2 --seed 1 --results-dir first "
           "--load-weights other.pt"),
-      "expected the checkpoint first/checkpoint.memcnn to have load_weights "
-      "\"other.pt\", but got \"start.pt\". Give --fresh to overwrite it, or "
-      "another --results-dir.");
+      "expected the checkpoint first/checkpoint.memcnn to be of a run with "
+      "--load-weights \"other.pt\", but it is of one with --load-weights "
+      "\"start.pt\". Give --fresh to overwrite it, or another --results-dir.");
+  const auto elsewhere = short_run(
+      "resnet32 synthetic --iterations 2 --seed 1 --results-dir first "
+      "--load-weights ././start.pt");
+  EXPECT_EQ(elsewhere.exit_code, 0) << elsewhere.err;
 }
 
 TEST_F(TrainProgram, RejectsWeightsBeforeItTouchesAnything) {

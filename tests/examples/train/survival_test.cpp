@@ -312,9 +312,9 @@ TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
   const auto before = read(here("checkpoint.memcnn"));
   expect_error(
       short_run("revnet38" + same),
-      "expected the checkpoint here/checkpoint.memcnn to have model "
-      "\"revnet38\", but got \"resnet32\". Give --fresh to overwrite it, or "
-      "another --results-dir.");
+      "expected the checkpoint here/checkpoint.memcnn to be of a run with MODEL "
+      "\"revnet38\", but it is of one with MODEL \"resnet32\". Give --fresh to "
+      "overwrite it, or another --results-dir.");
   expect_error(
       short_run("resnet32 --seed 7" + same),
       "expected the checkpoint here/checkpoint.memcnn to have seed 7, but got "
@@ -326,14 +326,45 @@ TEST_F(SurvivingRun, RefusesCheckpointOfAnotherRunUnlessFresh) {
   EXPECT_EQ(short_run("revnet38 --fresh" + same).exit_code, 0);
 }
 
+TEST_F(SurvivingRun, NamesTheFlagsThatDiffer) {
+  const auto expect_flags = [&](const std::string& first,
+                                const std::string& second,
+                                const std::string& text) {
+    const std::string run = "revnet38 synthetic --results-dir here ";
+    ASSERT_EQ(short_run(run + "--fresh --iterations 1 " + first).exit_code, 0);
+    EXPECT_THAT(
+        short_run(run + "--iterations 1 " + second).err,
+        HasSubstr("to be of a run with " + text + ". Give --fresh"));
+  };
+  expect_flags(
+      "--keep-transitions",
+      "",
+      "no --keep-transitions, but it is of one with --keep-transitions");
+  expect_flags(
+      "--memory-budget 3",
+      "--memory-budget 4",
+      "--memory-budget 4, but it is of one with --memory-budget 3");
+  expect_flags(
+      "--plain",
+      "--amp",
+      "--engine \"sequence\", but it is of one with --plain");
+  expect_flags(
+      "",
+      "--fractional-bits 12",
+      "--fractional-bits 12, but it is of one with no --fractional-bits");
+}
+
 TEST_F(SurvivingRun, RefusesFewerIterationsThanAreDone) {
   ASSERT_EQ(train(six_steps()).exit_code, 0);
   const auto before = read(here("checkpoint.memcnn"));
   expect_error(
       short_run("resnet32 synthetic --iterations 5 --results-dir here"),
       "expected --iterations to be at least the 6 that the checkpoint "
-      "here/checkpoint.memcnn has done, but got 5. Give --fresh to overwrite "
-      "it with a shorter run, or another --results-dir.");
+      "here/checkpoint.memcnn has done, but got 5. Give --iterations 6 to "
+      "evaluate it as it is, --fresh to overwrite it with a shorter run, or "
+      "another --results-dir.");
+  const auto evaluated = train(six_steps());
+  EXPECT_THAT(evaluated.out, HasSubstr("done: evaluation only"));
   EXPECT_EQ(read(here("checkpoint.memcnn")), before);
 }
 
@@ -410,6 +441,9 @@ TEST_F(SurvivingRun, SaysThatItOverwritesALogWithoutACheckpoint) {
       "run that is done, or another --results-dir.");
   EXPECT_EQ(read(here("log.jsonl")), log);
   EXPECT_TRUE(fs::exists(here("results.json")));
+  fs::remove(here("log.jsonl"));
+  EXPECT_EQ(train(six_steps()).exit_code, 1) << "results without a log";
+  EXPECT_TRUE(fs::exists(here("results.json")));
   const auto fresh = train(six_steps() + " --fresh");
   EXPECT_EQ(fresh.exit_code, 0);
   EXPECT_EQ(fresh.err, "");
@@ -441,9 +475,6 @@ TEST_F(SurvivingRun, GoesBackToThePreviousCheckpointOnlyIfAsked) {
       second.out,
       StartsWith(
           "going on from here/checkpoint.previous.memcnn at iteration 3\n"));
-  fs::remove(here("log.jsonl"));
-  EXPECT_EQ(train(six_steps()).exit_code, 1) << "results without a log";
-  EXPECT_TRUE(fs::exists(here("results.json")));
   EXPECT_EQ(log_of(directory_ / "here"), log);
   EXPECT_EQ(rows(second.out).size(), 4U);
 }
