@@ -206,13 +206,16 @@ inline DataSet read_cifar(
     const CifarFiles& files,
     const std::string& directory) {
   const auto folder = detail::cifar_folder(files, directory);
+  const auto classes =
+      read_class_names(folder / files.class_names, files.num_classes);
   return {
       detail::read_cifar_files(
           files, folder, files.train, files.records_per_train_file),
       detail::read_cifar_files(
           files, folder, files.test, files.records_per_test_file),
       files.num_classes,
-      read_class_names(folder / files.class_names, files.num_classes)};
+      classes.names,
+      classes.flaw};
 }
 
 } // namespace training

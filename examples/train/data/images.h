@@ -29,6 +29,7 @@ struct DataSet {
   Images test;
   int64_t num_classes = 0;
   std::vector<std::string> class_names = {}; // by number; may be unknown
+  std::string class_names_flaw = ""; // why, where a file has them
 };
 
 /// Tells one data set from another, or from the same with a byte changed.

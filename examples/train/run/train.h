@@ -135,6 +135,10 @@ inline int train(const Config& config) {
 
   progress.show("reading " + config.dataset);
   DataSet data = load_dataset(config);
+  if (!data.class_names_flaw.empty()) {
+    progress.clear();
+    print_warning(data.class_names_flaw);
+  }
   const uint32_t images = fingerprint(data);
   detail::keep_first(data.test, config.test_images);
   ResultsDir directory(config.results_dir);
@@ -150,11 +154,11 @@ inline int train(const Config& config) {
   progress.clear();
 
   RunState state = begin(config, images, checkpoints, folder, trainer);
+  directory.keep();
   // What is there of another run, or of an earlier end of this one.
   folder.remove(kResultsName);
   write_run(folder, config, state, data, images, trainer);
   print_banner(config, data, state, trainer);
-  directory.keep();
   Log log(folder, state.log);
 
   Run run(

@@ -97,7 +97,14 @@ TEST_F(CifarReader, KnowsTheNamesOfClassesWhereTheirFileIsThere) {
   EXPECT_THAT(
       names_of("a\nb\nc\nd\ne\nf\ng\r\nh\n\x1b\nj\n\n"),
       ElementsAre("a", "b", "c", "d", "e", "f", "g", "h", "\\x1b", "j"));
+  EXPECT_EQ(read().class_names_flaw, "");
   EXPECT_TRUE(names_of("a\nb\n").empty()) << "of another data set";
+  EXPECT_TRUE(names_of("a\nb\nc\nd\ne\nf\ng\nh\ni\na\n").empty());
+  EXPECT_EQ(
+      read().class_names_flaw,
+      "expected " + (directory_ / "names.txt").string() +
+          " to have 10 different names, but it has 10, 9 of them different: "
+          "classes go by their numbers");
 }
 
 TEST_F(CifarReader, FindsTheFolderOfTheArchive) {
