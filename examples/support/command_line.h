@@ -4,6 +4,7 @@
 #include "support/error.h"
 #include "support/nearest.h"
 #include "support/printable.h"
+#include "support/synonyms.h"
 #include "support/version.h"
 
 #include <fmt/format.h>
@@ -40,7 +41,12 @@ inline CLI::Validator whole_number(int64_t least, int64_t most) {
         const auto [rest, error] = std::from_chars(text.data(), end, value);
         if (error != std::errc() || rest != end || value < least ||
             value > most) {
-          return fmt::format("Value {} not in range {}", text, bounds);
+          const bool is_whole =
+              error != std::errc::invalid_argument && rest == end;
+          return is_whole
+              ? fmt::format("Value {} not in range {}", text, bounds)
+              : fmt::format(
+                    "Value {} is no whole number from {}", text, bounds);
         }
         text = std::to_string(value);
         return "";
@@ -157,9 +163,9 @@ inline std::string said(const CLI::ParseError& error) {
     const CLI::App& app,
     const std::string& got) {
   throw Error(fmt::format(
-      "expected arguments out of {}, but got {}.",
-      fmt::join(argument_names(app), ", "),
-      got));
+      "expected a known argument, but got {}. There are {}.",
+      got,
+      fmt::join(argument_names(app), ", ")));
 }
 
 /// Refuses what CLI11 has left over, such as a flag that there is not. Its value
@@ -178,26 +184,28 @@ inline void check_nothing_left(const CLI::App& app) {
   stop_on_unknown(
       app,
       fmt::format(
-          "\"{}\"{}", argument, did_you_mean(name, argument_names(app))));
+          "\"{}\"{}", argument, hint_on_name(name, argument_names(app))));
 }
 
-/// A key of a file is the name of an option without its dashes, and the last
-/// word of what CLI11 says.
+/// A key of a file is the name of an option without its dashes. CLI11 calls any
+/// file INI.
 [[noreturn]] inline void stop_on_key(
     const CLI::App& app,
     const CLI::ConfigError& error) {
   std::vector<std::string> keys = argument_names(app);
   for (std::string& key : keys) {
-    key.erase(0, std::min(key.find_first_not_of('-'), key.size()));
+    key = bare(key);
   }
-  const std::string what = said(error);
+  const std::string unknown = "INI was not able to parse ";
+  std::string got = said(error);
+  if (got.rfind(unknown, 0) == 0) {
+    const std::string key = got.substr(unknown.size());
+    got = fmt::format(
+        "\"{}\"{}", key, hint_on_name(key.substr(key.rfind('.') + 1), keys));
+  }
   stop_on_unknown(
       app,
-      fmt::format(
-          "others in {}: {}{}",
-          app.get_config_ptr()->as<std::string>(),
-          what,
-          did_you_mean(what.substr(what.rfind(' ') + 1), keys)));
+      fmt::format("in {}: {}", app.get_config_ptr()->as<std::string>(), got));
 }
 
 } // namespace detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
 #include <cstddef>
 #include <numeric>
 #include <string>
@@ -37,19 +38,28 @@ inline size_t edit_distance(std::string_view one, std::string_view other) {
   return next.back();
 }
 
+inline std::string lower_case(std::string text) {
+  for (char& letter : text) {
+    letter =
+        static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  }
+  return text;
+}
+
 /// The name that `text` was most likely meant to be: the first that begins with
-/// it, else the nearest, where a third of the text at most is wrong. Empty
-/// where there is none.
+/// it, else the nearest, where a third of the text at most is wrong. Case does
+/// not matter. Empty where there is none.
 inline std::string nearest(
     const std::string& text,
     const std::vector<std::string>& names) {
   constexpr size_t kLeastOfAStart = 4; // "--n" begins too many
+  const std::string asked = lower_case(text);
   std::string found;
   size_t least = text.size() / 3 + 1;
   for (const std::string& name : names) {
     const bool begins = text.size() >= kLeastOfAStart &&
-        name.compare(0, text.size(), text) == 0;
-    const size_t distance = begins ? 0 : edit_distance(text, name);
+        lower_case(name).compare(0, text.size(), asked) == 0;
+    const size_t distance = begins ? 0 : edit_distance(asked, lower_case(name));
     if (distance < least) {
       least = distance;
       found = name;

@@ -25,6 +25,19 @@ namespace detail {
 using support::count_from;
 using support::number_up_to;
 
+/// Where a data set has its place, people have the order wrong.
+inline CLI::Validator model_name() {
+  const CLI::Validator known = support::one_of(model_names());
+  return CLI::Validator(
+      [known](std::string& text) -> std::string {
+        const auto& others = dataset_names();
+        return std::find(others.begin(), others.end(), text) == others.end()
+            ? known(text)
+            : text + " is a DATASET, which stands behind MODEL";
+      },
+      known.get_description());
+}
+
 /// What saves memory, or looks at what that does: not for a plain network.
 inline std::vector<std::string> saving_options() {
   return {
@@ -247,7 +260,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   support::add_common_options(app);
   app.add_option("MODEL", config.model)
       ->required()
-      ->check(support::one_of(model_names()));
+      ->check(detail::model_name());
   app.add_option("DATASET", config.dataset)
       ->required()
       ->check(support::one_of(dataset_names()));

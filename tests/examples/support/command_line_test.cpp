@@ -85,23 +85,20 @@ TEST(CommandLine, ReadsOptions) {
 }
 
 TEST(CommandLine, RejectsWhatIsNoCount) {
-  for (const std::string text :
-       {"0",
-        "-1",
-        "5x",
-        "1.5",
-        "many",
-        "nan",
-        "inf",
-        "1e3",
-        "0x10",
-        "1000000001",
-        "99999999999999999999"}) {
+  const auto expect_rejected = [](const std::string& text,
+                                  const std::string& why) {
     EXPECT_THAT(
         [&] {
           parsed({"--count", text.c_str()});
         },
-        rejects("--count: Value " + text + " not in range 1 to 1000000000"));
+        rejects("--count: Value " + text + why + " 1 to 1000000000"));
+  };
+  for (const char* text : {"0", "-1", "1000000001", "99999999999999999999"}) {
+    expect_rejected(text, " not in range");
+  }
+  for (const char* text :
+       {"5x", "1.5", "many", "nan", "inf", "1e3", "0x10", "-"}) {
+    expect_rejected(text, " is no whole number from");
   }
 }
 
@@ -138,16 +135,15 @@ TEST(CommandLine, RejectsUnknownName) {
 }
 
 TEST(CommandLine, ListsKnownArgumentsBesideUnknownOne) {
-  const auto message =
-      "expected arguments out of --help, --version, --config, MODEL, --count, "
-      "--rate, --kinds, --no-cuda, but got ";
   for (const char* unknown : {"--depth", "-x"}) {
     EXPECT_THAT(
         [&] {
           parsed({"revnet38", unknown});
         },
         ThrowsMessage<support::Error>(
-            std::string(message) + "\"" + unknown + "\"."));
+            "expected a known argument, but got \"" + std::string(unknown) +
+            "\". There are --help, --version, --config, MODEL, --count, "
+            "--rate, --kinds, --no-cuda."));
   }
 }
 
@@ -163,9 +159,43 @@ TEST(CommandLine, AsksForTheNearestName) {
         [&] {
           parsed({argument, "5"});
         },
-        ThrowsMessage<support::Error>(EndsWith(
-            "but got \"" + std::string(argument) +
-            "\" (did you mean --count?).")));
+        ThrowsMessage<support::Error>(StartsWith(
+            "expected a known argument, but got \"" + std::string(argument) +
+            "\" (did you mean --count?). There are ")));
+  }
+}
+
+TEST(CommandLine, KnowsWhatOtherProgramsCallAnOption) {
+  const std::vector<std::string> names = {
+      "DATASET",
+      "--iterations",
+      "--learning-rate",
+      "--no-cuda",
+      "--fresh",
+      "--load-weights",
+      "--log-every"};
+  EXPECT_EQ(
+      support::hint_on_name("--lr", names), " (did you mean --learning-rate?)");
+  EXPECT_EQ(
+      support::hint_on_name("lr", {"learning-rate"}),
+      " (did you mean learning-rate?)");
+  EXPECT_EQ(support::hint_on_name("--lr", {"--depth"}), "");
+  EXPECT_EQ(
+      support::hint_on_name("--device", names),
+      " (a GPU is used where there is one, but with --no-cuda)");
+  EXPECT_EQ(
+      support::hint_on_name("--iters", {"--steps"}),
+      " (did you mean --steps?)");
+  for (const char* name :
+       {"--epochs",
+        "--iters",
+        "--cpu",
+        "--cuda",
+        "--weights",
+        "--resume",
+        "--dataset",
+        "--log-interval"}) {
+    EXPECT_NE(support::hint_on_name(name, names), "") << name;
   }
 }
 
@@ -235,22 +265,27 @@ TEST_F(ConfigFile, RejectsUnknownKey) {
   EXPECT_THAT(
       [&] { parsed_with("depth = 3\n"); },
       ThrowsMessage<support::Error>(AllOf(
-          StartsWith("expected arguments out of --help, "),
-          HasSubstr("--count, "),
-          HasSubstr(", but got others in " + path_.string() + ": "),
-          EndsWith(" depth."))));
+          StartsWith(
+              "expected a known argument, but got in " + path_.string() +
+              ": \"depth\". There are --help, "),
+          HasSubstr("--count, "))));
   EXPECT_THAT(
       [&] { parsed_with("cuont = 3\n"); },
-      ThrowsMessage<support::Error>(EndsWith(" cuont (did you mean count?).")));
+      ThrowsMessage<support::Error>(
+          HasSubstr(": \"cuont\" (did you mean count?). There are ")));
+  EXPECT_THAT(
+      [&] { parsed_with("[run]\ncuont = 3\n"); },
+      ThrowsMessage<support::Error>(
+          HasSubstr(": \"run.cuont\" (did you mean count?). There are ")));
 }
 
 TEST_F(ConfigFile, IsShownWithoutItsEscapes) {
   EXPECT_THAT(
       [&] { parsed_with("count = \"\x1b[2J\"\n"); },
-      rejects("--count: Value \\x1b[2J not in range "));
+      rejects("--count: Value \\x1b[2J is no whole number from "));
   EXPECT_THAT(
       [&] { parsed_with("\x1b[2J = 3\n"); },
-      ThrowsMessage<support::Error>(EndsWith(" \\x1b[2J.")));
+      ThrowsMessage<support::Error>(HasSubstr(" \"\\x1b[2J\". ")));
 }
 
 TEST_F(ConfigFile, RejectsValueOutOfRange) {

@@ -40,6 +40,13 @@ TEST(Nearest, FindsWhatWasMeant) {
   EXPECT_EQ(nearest("--seed", {}), "");
 }
 
+TEST(Nearest, DoesNotLookAtCase) {
+  const std::vector<std::string> sets = {"cifar10", "cifar100"};
+  EXPECT_EQ(nearest("CIFAR10", sets), "cifar10");
+  EXPECT_EQ(nearest("CIFAR-100", sets), "cifar100");
+  EXPECT_EQ(nearest("--dataset", {"--data-dir", "DATASET"}), "DATASET");
+}
+
 TEST(Nearest, IsTheFirstOfEquals) {
   EXPECT_EQ(nearest("cifar1", {"cifar10", "cifar100"}), "cifar10");
   EXPECT_EQ(nearest("resnet3", {"resnet32", "revnet38"}), "resnet32");

@@ -63,9 +63,10 @@ TEST_F(TrainProgram, RejectsUnknownFlag) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(
       result.err,
-      StartsWith("memcnn_train: expected arguments out of --help, "
-                 "--version, --config, MODEL, DATASET, --iterations, "));
-  EXPECT_THAT(result.err, HasSubstr(", but got \"--depth\".\n"));
+      StartsWith(
+          "memcnn_train: expected a known argument, but got \"--depth\". "
+          "There are --help, --version, --config, MODEL, DATASET, "
+          "--iterations, "));
 }
 
 TEST_F(TrainProgram, AsksForTheNearestOfWhatThereIs) {
@@ -78,12 +79,16 @@ TEST_F(TrainProgram, AsksForTheNearestOfWhatThereIs) {
   expect_question(
       "revnet83 synthetic", "} (did you mean revnet38?). See memcnn_train");
   expect_question("revnet38 cifar", "} (did you mean cifar10?). See");
+  expect_question("revnet38 CIFAR10", "} (did you mean cifar10?). See");
+  expect_question(
+      "cifar10 revnet38",
+      "MODEL: cifar10 is a DATASET, which stands behind MODEL. See");
   expect_question(
       "revnet38 synthetic --batchsize 4",
-      ", but got \"--batchsize\" (did you mean --batch-size?).\n");
+      "known argument, but got \"--batchsize\" (did you mean --batch-size?). ");
   expect_question(
       "--batchsize 4 revnet38 synthetic",
-      ", but got \"--batchsize\" (did you mean --batch-size?).\n");
+      "known argument, but got \"--batchsize\" (did you mean --batch-size?). ");
 }
 
 TEST_F(TrainProgram, RejectsMissingArgument) {
@@ -108,21 +113,30 @@ TEST_F(TrainProgram, RejectsValueOutOfRange) {
       {"--fractional-bits 24", "0 to 23"},
       {"--threads 1000000", "0 to 1024"},
       {"--log-every 0", "1 to 1000000000"},
-      {"--check-inverse 99999999999999999999", "0 to 1000000000"},
+      {"--check-inverse 99999999999999999999", "0 to 1000000000"}};
+  const std::vector<std::pair<std::string, std::string>> no_whole = {
       {"--evaluate-every 1e3", "0 to 1000000000"},
       {"--checkpoint-every 0x10", "0 to 1000000000"},
       {"--compare-plain 5s", "0 to 1000000000"},
       {"--test-images 1.5", "0 to 1000000000"}};
-  for (const auto& [option, range] : wrong) {
+  const auto expect_refused = [&](const std::string& option,
+                                  const std::string& why,
+                                  const std::string& range) {
     const auto space = option.find(' ');
     const std::string name = option.substr(0, space);
     expect_error(
         train("revnet38 synthetic " + option),
         "expected a valid command line, but got: " + name + ": Value " +
-            option.substr(space + 1) + " not in range " + range +
+            option.substr(space + 1) + why + range +
             ". See memcnn_train --help.");
     const auto type = help.find(':', help.find(name + " "));
     EXPECT_THAT(help.substr(type), StartsWith(":" + range)) << name;
+  };
+  for (const auto& [option, range] : wrong) {
+    expect_refused(option, " not in range ", range);
+  }
+  for (const auto& [option, range] : no_whole) {
+    expect_refused(option, " is no whole number from ", range);
   }
 }
 
@@ -251,6 +265,14 @@ TEST_F(TrainProgram, RejectsResultsDirThatCannotBeWritten) {
       train("revnet38 synthetic --results-dir taken/here"),
       "expected the folder taken/here to be writable, but no file can be made "
       "in it: Not a directory. Give another --results-dir.");
+  // Where nobody can make a folder, not even root.
+  const auto result = train("revnet38 synthetic --results-dir /sys/not/here");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(
+      result.err,
+      AllOf(
+          HasSubstr("expected the folder /sys/not/here to be writable"),
+          Not(HasSubstr("No such file"))));
 }
 
 TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
@@ -265,14 +287,6 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
           "iteration:1 loss:" + number + " accuracy:" + number +
           " top5:" + number + " lr:0.1 ms_per_step:" + number +
           "\niteration:2 loss:" + number + " accuracy:" + number +
-  // Where nobody can make a folder, not even root.
-  const auto result = train("revnet38 synthetic --results-dir /sys/not/here");
-  EXPECT_EQ(result.exit_code, 1);
-  EXPECT_THAT(
-      result.err,
-      AllOf(
-          HasSubstr("expected the folder /sys/not/here to be writable"),
-          Not(HasSubstr("No such file"))));
           " top5:" + number + " lr:0.01 ms_per_step:" + number +
           "\niteration:2 test_loss:" + number + " test_accuracy:" + number +
           " test_top5:" + number)))
@@ -443,20 +457,6 @@ TEST_F(TrainProgram, WarnsOfAnEvaluationThatIsNotFinite) {
       MatchesRegex("memcnn_train: warning: the test loss of iteration 0 .+\n"));
 }
 
-TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
-  const auto start = short_run(
-      "resnet32 synthetic --iterations 1 --save-weights start.pt "
-      "--results-dir start");
-  ASSERT_EQ(start.exit_code, 0) << start.err;
-  const std::string run =
-      "resnet32 synthetic --iterations 2 --load-weights start.pt ";
-  const auto first = short_run(run + "--seed 1 --results-dir first");
-  const auto random =
-      short_run("resnet32 synthetic --iterations 2 --seed 1 --results-dir r");
-  ASSERT_EQ(rows(first.out).size(), 3U) << first.err;
-  EXPECT_NE(rows(first.out)[0], rows(random.out)[0]);
-
-  // The checkpoint goes first, even where the file is gone.
 TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
   ASSERT_EQ(
       short_run("resnet32 synthetic --iterations 1 --learning-rate 1e30 "
@@ -474,6 +474,20 @@ TEST_F(TrainProgram, BlamesNoLearningRateForWeightsAsTheyWereLoaded) {
                     "of weights.pt yet.\n")));
 }
 
+TEST_F(TrainProgram, TrainsOnFromLoadedWeights) {
+  const auto start = short_run(
+      "resnet32 synthetic --iterations 1 --save-weights start.pt "
+      "--results-dir start");
+  ASSERT_EQ(start.exit_code, 0) << start.err;
+  const std::string run =
+      "resnet32 synthetic --iterations 2 --load-weights start.pt ";
+  const auto first = short_run(run + "--seed 1 --results-dir first");
+  const auto random =
+      short_run("resnet32 synthetic --iterations 2 --seed 1 --results-dir r");
+  ASSERT_EQ(rows(first.out).size(), 3U) << first.err;
+  EXPECT_NE(rows(first.out)[0], rows(random.out)[0]);
+
+  // The checkpoint goes first, even where the file is gone.
   fs::remove(directory_ / "start.pt");
   const auto again = short_run(run + "--seed 1 --results-dir first");
   EXPECT_EQ(again.exit_code, 0) << again.err;
