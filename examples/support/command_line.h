@@ -187,8 +187,19 @@ inline void check_nothing_left(const CLI::App& app) {
           "\"{}\"{}", argument, hint_on_name(name, argument_names(app))));
 }
 
-/// A key of a file is the name of an option without its dashes. CLI11 calls any
-/// file INI.
+/// A key of a file is the name of an option without its dashes.
+inline std::string unknown_key(
+    const std::string& key,
+    const std::vector<std::string>& keys) {
+  const auto dot = key.rfind('.');
+  if (dot != std::string::npos && key.substr(dot) == ".++") { // CLI11's mark
+    return fmt::format(
+        "\"[{}]\" (options stand in no section)", key.substr(0, dot));
+  }
+  return fmt::format("\"{}\"{}", key, hint_on_name(key, keys));
+}
+
+/// CLI11 calls any file INI.
 [[noreturn]] inline void stop_on_key(
     const CLI::App& app,
     const CLI::ConfigError& error) {
@@ -199,9 +210,7 @@ inline void check_nothing_left(const CLI::App& app) {
   const std::string unknown = "INI was not able to parse ";
   std::string got = said(error);
   if (got.rfind(unknown, 0) == 0) {
-    const std::string key = got.substr(unknown.size());
-    got = fmt::format(
-        "\"{}\"{}", key, hint_on_name(key.substr(key.rfind('.') + 1), keys));
+    got = unknown_key(got.substr(unknown.size()), keys);
   }
   stop_on_unknown(
       app,

@@ -276,7 +276,7 @@ TEST_F(ConfigFile, RejectsUnknownKey) {
   EXPECT_THAT(
       [&] { parsed_with("[run]\ncuont = 3\n"); },
       ThrowsMessage<support::Error>(
-          HasSubstr(": \"run.cuont\" (did you mean count?). There are ")));
+          HasSubstr(": \"[run]\" (options stand in no section). There are ")));
 }
 
 TEST_F(ConfigFile, IsShownWithoutItsEscapes) {
