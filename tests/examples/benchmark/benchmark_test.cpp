@@ -89,7 +89,8 @@ TEST_F(BenchmarkProgram, RejectsUnknownEngine) {
   expect_error(
       run("--engines plain,faster"),
       "expected a valid command line, but got: --engines: faster not in "
-      "{plain,checkpoint,wrapper,sequence,sequence-budget}. See "
+      "{plain,checkpoint,checkpoint-whole,checkpoint-sequential,"
+      "checkpoint-sequential-budget,wrapper,sequence,sequence-budget}. See "
       "memcnn_benchmark --help.");
 }
 
