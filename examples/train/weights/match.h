@@ -43,14 +43,21 @@ inline bool may_be_missing(const std::string& name) {
       name.substr(name.size() - kEnding.size()) == kEnding;
 }
 
-/// Whether a tensor is one of those already: where a module is used twice,
-/// Python has it under both names.
-inline bool is_among(const at::Tensor& tensor, const StateDict& others) {
-  const auto values = others.values();
-  return std::any_of(
-      values.begin(), values.end(), [&](const at::Tensor& other) {
-        return are_one(tensor, other);
-      });
+/// "weight" of "conv.weight".
+inline std::string last_part(const std::string& name) {
+  return name.substr(name.rfind('.') + 1);
+}
+
+/// Whether an entry is another name of one of those: where a module is used
+/// twice, Python has its tensors under the names of both places.
+inline bool is_another_name(
+    const std::string& name,
+    const at::Tensor& tensor,
+    const StateDict& others) {
+  return std::any_of(others.begin(), others.end(), [&](const auto& other) {
+    return last_part(other.key()) == last_part(name) &&
+        are_one(tensor, other.value());
+  });
 }
 
 /// A network's names by their bare ones; empty where two have one.
@@ -95,7 +102,7 @@ inline Match match(const StateDict& network, const StateDict& file) {
     }
   }
   for (const auto& name : others) {
-    if (!detail::is_among(file[name], result.found)) {
+    if (!detail::is_another_name(name, file[name], result.found)) {
       result.unknown.push_back(name);
     }
   }

@@ -176,6 +176,20 @@ TEST(LoadStateDict, TakesAModuleThatIsUsedTwice) {
       python_state_of(*net).keys(), UnorderedElementsAreArray(expected.keys()));
 }
 
+TEST(LoadStateDict, AMisspeltNameOfASharedTensorIsNone) {
+  Linear net(2, 2);
+  const auto weight = torch::ones({2, 2});
+  StateDict state;
+  state.insert("weight", weight);
+  state.insert("bias", torch::ones({2}));
+  state.insert("wieght", weight);
+  const TemporaryFile file;
+  write_state_dict(file.path(), state);
+  EXPECT_THAT(
+      message([&] { load_state_dict(file.path(), *net); }),
+      testing::HasSubstr("\"wieght\""));
+}
+
 /// Python's four names of one branch, and values of their own for each name.
 StateDict copies_of(const StateDict& tied) {
   StateDict copies;
