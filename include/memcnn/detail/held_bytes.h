@@ -79,9 +79,9 @@ class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
 
   /// Of all its memory, where it is a part of that.
   static int64_t bytes_of(const at::Tensor& tensor) {
-    return static_cast<int64_t>(
-        tensor.has_storage() ? tensor.storage().nbytes()
-                             : tensor.numel() * tensor.element_size());
+    return tensor.has_storage()
+        ? static_cast<int64_t>(tensor.storage().nbytes())
+        : tensor.numel() * static_cast<int64_t>(tensor.element_size());
   }
 
   mutable std::mutex mutex_; // the graph may be freed in another thread
