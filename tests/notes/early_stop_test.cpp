@@ -132,8 +132,8 @@ TEST_F(EarlyStop, Rule2MemoryIsThatOfAFullSecondRun) {
 }
 
 TEST_F(EarlyStop, Rule2TensorsAreLetGoAgainWhereTheGraphIsRetained) {
-  nn::Sequential module(
-      nn::Functional(torch::tanh), nn::Functional(torch::tanh));
+  nn::Sequential module{
+      nn::Functional(torch::tanh), nn::Functional(torch::tanh)};
   const torch::Tensor x = leaf({64, 64}, torch::kFloat);
   const memcnn::AllocationMeter meter;
   const torch::Tensor y = memcnn::checkpoint(module, x).sum();
