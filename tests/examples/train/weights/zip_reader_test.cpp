@@ -19,10 +19,12 @@ using namespace training;
 using testing::HasSubstr;
 using testing::StartsWith;
 
+/// Little-endian; zeros after the eight bytes that a value has.
 std::string number(uint64_t value, int bytes) {
   std::string text;
   for (int index = 0; index < bytes; ++index) {
-    text += static_cast<char>(value >> 8 * index & 0xff);
+    text += static_cast<char>(value & 0xff);
+    value >>= 8;
   }
   return text;
 }
