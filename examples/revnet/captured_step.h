@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A whole training step as one CUDA graph:
+//
+//   revnet::FusedSgd optimizer(net->parameters(), /*lr=*/0.1);
+//   revnet::CapturedStep step(device, [&](const std::vector<Tensor>& batch) {
+//     optimizer.zero_grad();
+//     const auto loss = torch::cross_entropy_loss(net(batch[0]), batch[1]);
+//     loss.backward();
+//     optimizer.step();
+//     return std::vector<Tensor>{loss};
+//   });
+//   const Tensor loss = step({images, labels})[0];
+//
+// Where kernels are short, a GPU waits for the host to launch the next one. A
+// graph launches all of them in one call.
+//
+// Copy this file into a project that links LibTorch: it needs no other. Without
+// a GPU, or with a LibTorch without CUDA, every step runs eagerly.
+
+#include <torch/arg.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+// A LibTorch without CUDA has CUDAGraph.h, too, but not this file of its build.
+#if __has_include(<c10/cuda/impl/cuda_cmake_macros.h>) && \
+    __has_include(<cuda_runtime_api.h>)
+#define REVNET_HAS_CUDA_GRAPHS 1
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/Event.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#else
+#define REVNET_HAS_CUDA_GRAPHS 0
+#endif
+
+namespace revnet {
+
+/// Whether CapturedStep can capture, given a GPU.
+inline constexpr bool kHasCudaGraphs = REVNET_HAS_CUDA_GRAPHS;
+
+namespace detail {
+
+/// The work of a device as one graph, which is captured once and replayed.
+class Graph {
+ public:
+  using Function = std::function<void()>;
+
+  virtual ~Graph() = default;
+  /// Runs the work eagerly, where it will be captured.
+  virtual void warm_up(const Function& work) = 0;
+  /// Records the work without running it. A graph whose capture throws is of no
+  /// further use.
+  virtual void capture(const Function& work) = 0;
+  /// Runs what was recorded, on the caller's stream.
+  virtual void replay() = 0;
+};
+
+#if REVNET_HAS_CUDA_GRAPHS
+
+class CudaGraph final : public Graph {
+ public:
+  explicit CudaGraph(torch::Device device)
+      : stream_(c10::cuda::getStreamFromPool(
+            /*isHighPriority=*/false,
+            device.index())) {}
+
+  void warm_up(const Function& work) override {
+    const auto caller = c10::cuda::getCurrentCUDAStream(stream_.device_index());
+    make_wait(stream_, caller);
+    try {
+      const c10::cuda::CUDAStreamGuard guard(stream_);
+      work();
+    } catch (...) {
+      make_wait(caller, stream_);
+      throw;
+    }
+    make_wait(caller, stream_);
+  }
+
+  void capture(const Function& work) override {
+    const c10::cuda::CUDAStreamGuard guard(stream_);
+    // A graph has memory of its own: what warm-up left cached is in its way.
+    c10::cuda::CUDACachingAllocator::emptyCache();
+    graph_.capture_begin();
+    try {
+      work();
+      graph_.capture_end();
+    } catch (...) {
+      abandon();
+      throw;
+    }
+  }
+
+  void replay() override {
+    graph_.replay();
+  }
+
+ private:
+  static void make_wait(
+      const c10::Stream& waiting,
+      const c10::Stream& awaited) {
+    c10::Event event(awaited.device_type());
+    event.record(awaited);
+    event.block(waiting);
+  }
+
+  /// Ends a capture that failed, whatever state CUDA has it in.
+  ///
+  /// capture_end() throws if CUDA has declared the capture invalid, before it
+  /// tells allocator and generators that they serve no capture any more: random
+  /// numbers would be an error from then on. So it is given a valid capture to
+  /// end, of a node that does nothing.
+  void abandon() noexcept {
+    try {
+      cudaGraph_t captured = nullptr;
+      cudaStreamEndCapture(stream_, &captured);
+      if (captured != nullptr) {
+        cudaGraphDestroy(captured);
+      }
+      cudaGetLastError(); // reported already
+      cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal);
+      cudaLaunchHostFunc(
+          stream_, [](void*) {}, nullptr);
+      graph_.capture_end();
+    } catch (const c10::Error&) { // it was ended, but could not be made a graph
+    }
+  }
+
+  c10::cuda::CUDAStream stream_;
+  at::cuda::CUDAGraph graph_;
+};
+
+inline bool is_capturing(torch::Device device) {
+  return device.is_cuda() &&
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() !=
+      c10::cuda::CaptureStatus::None;
+}
+
+inline std::unique_ptr<Graph> make_graph(torch::Device device) {
+  return device.is_cuda() ? std::make_unique<CudaGraph>(device) : nullptr;
+}
+
+#else
+
+inline bool is_capturing(torch::Device) {
+  return false;
+}
+
+inline std::unique_ptr<Graph> make_graph(torch::Device) {
+  return nullptr;
+}
+
+#endif
+
+/// What an error says, without backtrace and advice on how to debug CUDA.
+inline std::string reason(const std::exception& error) {
+  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text =
+      of_torch ? of_torch->what_without_backtrace() : error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+} // namespace detail
+
+struct CapturedStepOptions {
+  /// Calls that run eagerly before the capture, 1 or more, default 11: libraries
+  /// start up and choose their kernels in them.
+  TORCH_ARG(int64_t, warm_up) = 11;
+  /// Whether to capture at all, default true.
+  TORCH_ARG(bool, enabled) = true;
+};
+
+/// Runs a step given as a function, on a GPU as one CUDA graph.
+///
+/// The first calls are ordinary steps on a stream of their own. The next one
+/// captures the step and replays it, and so do all later ones: the function
+/// itself, and what it does on the host, does not run again. Each call is in
+/// order with what the caller's current stream was given before and after it.
+///
+/// What the step does to the gradients belongs into it, first of all to set them
+/// to none: what a replay adds to must be what it has made itself. Likewise a
+/// value that changes from step to step is an input, or a tensor that is written
+/// in place, such as the learning rate of FusedSgd; that of torch::optim::SGD is
+/// a number, which all replays take from the step that was captured.
+///
+/// Shapes:   inputs of every call as those of the first, on the device.
+/// Memory:   on a GPU, copies of the inputs, and for the graph what a step
+///           needs at its peak, which nothing else can use.
+/// Throws:   c10::ValueError if inputs differ from the first call's; c10::Error
+///           if the step cannot be captured, as if it reads a value on the host;
+///           c10::OutOfMemoryError. After an error in capture or replay, every
+///           call throws; other work on the GPU goes on.
+/// Avoid if: sizes change from step to step, or the host decides what it does.
+class CapturedStep final {
+ public:
+  using Tensors = std::vector<torch::Tensor>;
+  using Function = std::function<Tensors(const Tensors&)>;
+
+  CapturedStep(
+      torch::Device device,
+      Function step,
+      CapturedStepOptions options = {})
+      : device_(torch::empty({0}, device).device()), // with its index
+        step_(std::move(step)),
+        options_(std::move(options)) {
+    TORCH_CHECK_VALUE(
+        options_.warm_up() >= 1,
+        "CapturedStep::CapturedStep(): expected warm_up to be 1 or more, but "
+        "got ",
+        options_.warm_up(),
+        ".");
+    if (options_.enabled()) {
+      graph_ = detail::make_graph(device_);
+    }
+  }
+
+  /// Runs one step. The outputs, without gradients, are good until the next.
+  const Tensors& operator()(const Tensors& inputs = {}) {
+    TORCH_CHECK(
+        !failed_,
+        "CapturedStep::operator(): expected a step whose graph works, but got "
+        "one that failed in an earlier call. Make another CapturedStep.");
+    check(inputs);
+    if (!graph_) {
+      outputs_ = run(inputs);
+      return outputs_;
+    }
+    copy(inputs);
+    if (calls_ < options_.warm_up()) {
+      warm_up();
+    } else {
+      failed_ = true; // until all went well
+      if (!captured_) {
+        capture();
+      }
+      replay();
+      failed_ = false;
+    }
+    ++calls_;
+    return outputs_;
+  }
+
+  /// Whether calls replay a graph by now.
+  bool is_captured() const {
+    return captured_;
+  }
+
+ private:
+  /// Holds the inputs against those of the first call.
+  void check(const Tensors& inputs) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      TORCH_CHECK_VALUE(
+          inputs[i].device() == device_,
+          "CapturedStep::operator(): expected input ",
+          i,
+          " to be on ",
+          device_,
+          ", but got it on ",
+          inputs[i].device(),
+          ". Move it there before the call.");
+    }
+    if (!inputs_) {
+      allocate(inputs);
+    }
+    TORCH_CHECK_VALUE(
+        inputs.size() == inputs_->size(),
+        "CapturedStep::operator(): expected ",
+        inputs_->size(),
+        " inputs as in the first call, but got ",
+        inputs.size(),
+        ". Make a CapturedStep for each number of inputs.");
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const torch::Tensor &first = (*inputs_)[i], &input = inputs[i];
+      TORCH_CHECK_VALUE(
+          input.sizes() == first.sizes() && input.dtype() == first.dtype(),
+          "CapturedStep::operator(): expected input ",
+          i,
+          " to be like that of the first call, ",
+          first.dtype(),
+          " of sizes ",
+          first.sizes(),
+          ", but got ",
+          input.dtype(),
+          " of sizes ",
+          input.sizes(),
+          ". Make a CapturedStep for each kind of input.");
+    }
+  }
+
+  /// Makes the tensors that a graph reads; without one, their kinds alone.
+  void allocate(const Tensors& inputs) {
+    inputs_.emplace();
+    for (const torch::Tensor& input : inputs) {
+      const auto device = graph_ ? device_ : torch::Device(torch::kMeta);
+      inputs_->push_back(torch::empty_like(input, device));
+    }
+  }
+
+  void copy(const Tensors& inputs) {
+    const torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      (*inputs_)[i].copy_(inputs[i]);
+    }
+  }
+
+  Tensors run(const Tensors& inputs) const {
+    Tensors outputs = step_(inputs);
+    for (torch::Tensor& output : outputs) {
+      output = output.detach(); // lets go of what was kept for backward
+    }
+    return outputs;
+  }
+
+  void warm_up() {
+    try {
+      graph_->warm_up([this] { outputs_ = run(*inputs_); });
+    } catch (const std::exception& error) {
+      check_memory("warm-up", error);
+      throw;
+    }
+  }
+
+  void capture() {
+    outputs_.clear(); // the graph has its own
+    try {
+      graph_->capture([this] { outputs_ = run(*inputs_); });
+    } catch (const std::exception& error) {
+      graph_.reset(); // gives its memory back
+      check_memory("capture", error);
+      TORCH_CHECK(
+          false,
+          "CapturedStep::operator(): expected a step that a CUDA graph can "
+          "hold, but got, while it was captured: ",
+          detail::reason(error),
+          " Take out of the step what waits for the GPU or pins memory, such "
+          "as item(), cpu() and printing, or set enabled(false).");
+    }
+    captured_ = true;
+  }
+
+  void replay() {
+    try {
+      graph_->replay();
+    } catch (const std::exception& error) {
+      check_memory("replay", error);
+      throw;
+    }
+  }
+
+  void check_memory(const char* phase, const std::exception& error) const {
+    const std::string reason = detail::reason(error);
+    TORCH_CHECK_WITH(
+        OutOfMemoryError,
+        reason.find("out of memory") == std::string::npos,
+        "CapturedStep::operator(): expected enough memory for ",
+        phase,
+        " on ",
+        device_,
+        ", but got: ",
+        reason,
+        " Lower what a step needs, such as its batch, or set enabled(false): a "
+        "graph has memory of its own.");
+  }
+
+  torch::Device device_;
+  Function step_;
+  CapturedStepOptions options_;
+  std::unique_ptr<detail::Graph> graph_; // none: every call is eager
+  std::optional<Tensors> inputs_; // from the first call on
+  Tensors outputs_;
+  int64_t calls_ = 0;
+  bool captured_ = false;
+  bool failed_ = false;
+};
+
+} // namespace revnet
