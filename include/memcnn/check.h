@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/generator_state.h>
 #include <memcnn/detail/gradient.h>
@@ -141,6 +142,11 @@ class InvertibilityCheck {
   InvertibilityReport run() {
     const at::Tensor like = first_parameter();
     const at::Device device = like.device();
+    check_eager(
+        device,
+        "check_invertible_module(): expected",
+        "compares values on the host",
+        "Check before the capture.");
     const CheckGuard as_found(block_.module(), device);
     try {
       compare(draw_inputs(like), device);

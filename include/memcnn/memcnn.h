@@ -11,6 +11,7 @@
 #include <memcnn/coupling/additive.h>
 #include <memcnn/coupling/affine.h>
 #include <memcnn/coupling/options.h>
+#include <memcnn/exact_range.h>
 #include <memcnn/invertible.h>
 #include <memcnn/parameter_gradients.h>
 #include <memcnn/plain_autograd.h>

@@ -247,17 +247,6 @@ class Recording {
   Recording(Mode mode, RecordingOptions options)
       : mode_(mode), options_(options) {}
 
-  /// Where a branch computes: on the device of an input that is not on the CPU,
-  /// if there is one.
-  static at::Device device_of(at::TensorList inputs) {
-    for (const at::Tensor& input : inputs) {
-      if (!input.is_cpu()) {
-        return input.device();
-      }
-    }
-    return at::kCPU;
-  }
-
   void set_scope(ReplayScope* scope) {
     scope_ = scope;
     for (const auto& block : blocks_) {
@@ -272,9 +261,10 @@ class Recording {
       const std::vector<at::Tensor>& inputs,
       Fn& call,
       bool keep_after) {
-    const at::Device device = device_of(inputs);
+    const at::Device device = detail::compute_device_of(inputs);
     Conditions seen(device, branch, inputs);
     if (options_.preserve_rng_state) {
+      detail::GeneratorState::check_readable(device);
       seen.generators = detail::GeneratorState::now(device);
     }
     if (options_.debug) {

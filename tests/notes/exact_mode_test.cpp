@@ -3,6 +3,7 @@
 // Note [Exact mode], rule by rule.
 
 #include "../support/modules.h"
+#include "../support/pretended_capture.h"
 #include "../support/throws_error.h"
 #include "../support/twins.h"
 
@@ -13,6 +14,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -271,6 +273,119 @@ TEST_P(ExactMode, Rule3BitsBeyondTheDtypeAreAnError) {
             HasSubstr("AdditiveCoupling::AdditiveCoupling(): expected "
                       "fractional_bits from 0 to 52")));
   }
+}
+
+// The same where a device notes it: the CPU is told to do as others do.
+
+/// One exact coupling, whose run takes x to 3 x at most, in multiples of 2^-bits.
+class NotedRange : public testing::TestWithParam<torch::ScalarType> {
+ protected:
+  void SetUp() override {
+    memcnn::detail::cpu_notes_ranges() = true;
+  }
+  void TearDown() override {
+    try {
+      memcnn::check_exact_range(torch::kCPU); // nothing for the next test
+    } catch (const c10::Error&) {
+    }
+    memcnn::detail::cpu_notes_ranges() = false;
+  }
+
+  torch::Tensor run(double value) {
+    return coupling_(torch::full({2, 4}, value, GetParam()));
+  }
+
+  static auto tells(double value) {
+    return ThrowsError<c10::ValueError>(
+        HasSubstr("AdditiveCoupling::forward(): expected values below 2^4 = "
+                  "16, where fractional_bits("),
+        HasSubstr(c10::str("but got ", value, " (in an earlier call on cpu).")),
+        HasSubstr("Set fewer fractional_bits, or normalise the values."));
+  }
+
+ private:
+  static torch::nn::Functional same() {
+    return torch::nn::Functional([](const torch::Tensor& x) { return x * 1; });
+  }
+
+  memcnn::AdditiveCoupling<torch::nn::Functional, torch::nn::Functional>
+      coupling_{
+          same(),
+          same(),
+          memcnn::CouplingOptions().fractional_bits(
+              memcnn::detail::digits_of(GetParam()) - 4)}; // exact below 16
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Dtypes,
+    NotedRange,
+    testing::Values(
+        torch::kFloat,
+        torch::kDouble,
+        torch::kHalf,
+        torch::kBFloat16));
+
+TEST_P(NotedRange, Rule3OverflowIsToldByWhoAsks) {
+  EXPECT_NO_THROW(run(4.0));
+  EXPECT_NO_THROW(memcnn::check_exact_range(torch::kCPU));
+  EXPECT_NO_THROW(run(6.0));
+  EXPECT_NO_THROW(run(-20.0)); // the largest counts
+  EXPECT_THAT([] { memcnn::check_exact_range(torch::kCPU); }, tells(60));
+  EXPECT_NO_THROW(memcnn::check_exact_range(torch::kCPU)); // told once
+}
+
+TEST_P(NotedRange, Rule3OverflowIsToldByALaterCall) {
+  run(6.0);
+  EXPECT_NO_THROW(run(1.0)); // has the device send what it noted
+  EXPECT_THAT([&] { run(1.0); }, tells(18));
+  EXPECT_NO_THROW(run(1.0));
+  EXPECT_NO_THROW(run(1.0));
+}
+
+TEST_P(NotedRange, Rule3WhatIsNotANumberHidesNoOverflow) {
+  run(std::numeric_limits<double>::quiet_NaN());
+  EXPECT_NO_THROW(memcnn::check_exact_range(torch::kCPU));
+  run(6.0);
+  run(std::numeric_limits<double>::quiet_NaN());
+  EXPECT_THAT([] { memcnn::check_exact_range(torch::kCPU); }, tells(18));
+}
+
+TEST_P(NotedRange, Rule3ACaptureNotesAndTellsNothing) {
+  run(6.0); // takes the flag
+  run(1.0);
+  {
+    const PretendedCapture capture(3);
+    EXPECT_NO_THROW(run(7.0));
+    EXPECT_THAT(
+        [] { memcnn::check_exact_range(torch::kCPU); },
+        ThrowsError<c10::Error>(
+            HasSubstr("check_exact_range(): expected to run eagerly, since it "
+                      "waits for the device, but got capture 3 of cpu.")));
+  }
+  EXPECT_THAT([&] { run(1.0); }, tells(21));
+}
+
+TEST(NotedRangeInACapture, Rule3NeedsARunBefore) {
+  memcnn::detail::cpu_notes_ranges() = true;
+  const PretendedCapture capture(3);
+  memcnn::AdditiveCoupling coupling(
+      torch::nn::Linear(2, 2),
+      torch::nn::Linear(2, 2),
+      memcnn::CouplingOptions().fractional_bits(9));
+  EXPECT_THAT(
+      [&] {
+        coupling(torch::ones({2, 4}));
+      },
+      ThrowsError<c10::Error>(
+          HasSubstr("AdditiveCoupling::forward(): expected an eager run with "
+                    "the same fractional_bits and dtype before it is captured, "
+                    "but got the first one in capture 3 of cpu."),
+          HasSubstr("Run whole steps before the capture.")));
+  memcnn::detail::cpu_notes_ranges() = false;
+}
+
+TEST(CheckExactRange, Rule3AsksNothingOfTheCpu) {
+  EXPECT_NO_THROW(memcnn::check_exact_range(torch::kCPU));
 }
 
 // Rule 4: refused where it cannot hold.

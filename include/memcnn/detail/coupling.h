@@ -122,6 +122,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       override {
     const bool whole = inputs.size() == 1;
     Halves halves = take_halves(direction, inputs);
+    exact_.report(name_of(direction), halves[0]);
     for (at::Tensor& half : halves) {
       half = exact_.round(half);
       exact_.check_range(name_of(direction), half);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/digits.h>
 #include <memcnn/detail/layout.h>
@@ -39,7 +40,13 @@ inline Tensors tensors_in(...) {
 /// Memory:   a copy of both.
 class FirstRun {
  public:
-  explicit FirstRun(const Tensors& inputs) : inputs_(copies(inputs)) {}
+  explicit FirstRun(const Tensors& inputs) : inputs_(copies(inputs)) {
+    check_eager(
+        compute_device_of(inputs),
+        "memcnn: expected debug(true)",
+        "compares values on the host",
+        "Set debug(false) before the capture.");
+  }
 
   template <class Value>
   void set_value(const Value& value) {

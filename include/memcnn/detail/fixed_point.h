@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/digits.h>
+#include <memcnn/detail/exact_range.h>
 #include <memcnn/detail/layout.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/recording.h>
@@ -41,7 +43,9 @@ namespace memcnn::detail {
 //    estimator, Bengio et al. 2013, arXiv:1308.3432).
 // 3. The range is 2^(digits - k), with 24 digits in float32, 53 in float64, 11
 //    in float16 and 8 in bfloat16. Leaving it is an error, looked for after
-//    every update: it costs a reduction, and on a GPU a wait for its result.
+//    every update by a reduction. On the CPU it comes at once. Other devices
+//    keep its result, since the host would wait for it: there it comes with a
+//    later call of such a coupling, or with check_exact_range(), which waits.
 // 4. It needs an additive law. A product is rounded, so that an affine coupling
 //    refuses.
 //
@@ -68,9 +72,33 @@ class FixedPoint {
     return with_gradient_of(tensor, rounded(tensor));
   }
 
-  /// Stops where values have left the range in which sums are exact. `place`
-  /// begins the message.
+  /// Stops where a call before this one left the range, on a device that notes
+  /// it (rule 3).
+  void report(const std::string& place, const at::Tensor& like) const {
+    if (capture_of(like.device()) == 0) {
+      flag(range(place, like), like).report();
+    }
+  }
+
+  /// Stops where values have left the range in which sums are exact, or has the
+  /// device note it. `place` begins the message.
   void check_range(const std::string& place, const at::Tensor& tensor) const {
+    const ExactRange exact = range(place, tensor);
+    if (tensor.numel() == 0) {
+      return;
+    }
+    if (notes_ranges(tensor.device())) {
+      flag(exact, tensor).note(tensor);
+    } else {
+      const auto [low, high] = at::aminmax(tensor.detach());
+      exact.check(
+          (std::max)(-low.item<double>(), high.item<double>()),
+          describe(tensor));
+    }
+  }
+
+ private:
+  ExactRange range(const std::string& place, const at::Tensor& tensor) const {
     const int64_t digits = digits_of(tensor.scalar_type());
     TORCH_CHECK_VALUE(
         fractional_bits_ < digits,
@@ -82,34 +110,13 @@ class FixedPoint {
         ", but got ",
         fractional_bits_,
         ". Set fewer fractional_bits, or convert the input with to().");
-    if (tensor.numel() == 0) {
-      return;
-    }
-    const double limit =
-        std::ldexp(1.0, static_cast<int>(digits - fractional_bits_));
-    const auto [low, high] = at::aminmax(tensor.detach());
-    const double largest = (std::max)(-low.item<double>(), high.item<double>());
-    // NaN compares false with everything: it is no overflow of the range, and
-    // spreads as without the exact mode.
-    TORCH_CHECK_VALUE(
-        !(largest >= limit),
-        place,
-        "expected values below 2^",
-        digits - fractional_bits_,
-        " = ",
-        limit,
-        ", where fractional_bits(",
-        fractional_bits_,
-        ") is exact in ",
-        tensor.scalar_type(),
-        ", but got ",
-        largest,
-        " (",
-        describe(tensor),
-        "). Set fewer fractional_bits, or normalise the values.");
+    return {place, fractional_bits_, tensor.scalar_type()};
   }
 
- private:
+  static RangeFlag& flag(const ExactRange& range, const at::Tensor& tensor) {
+    return RangeFlags::all().of(range, tensor.device());
+  }
+
   at::Tensor rounded(const at::Tensor& tensor) const {
     const at::NoGradGuard without_graph;
     const double scale = std::ldexp(1.0, static_cast<int>(fractional_bits_));
@@ -169,10 +176,18 @@ class ExactMode {
     return value;
   }
 
+  /// Stops where halves were out of range in a call before this one, if that was
+  /// not told at once.
+  void report(const char* map, const at::Tensor& half) const {
+    if (grid_ && notes_ranges(half.device())) {
+      grid_->report(place_of(map), half);
+    }
+  }
+
   /// Stops where a half in forward() or inverse(), `map`, is out of range.
   void check_range(const char* map, const at::Tensor& half) const {
     if (grid_) {
-      grid_->check_range(c10::str(coupling_, "::", map, "(): "), half);
+      grid_->check_range(place_of(map), half);
     }
   }
 
@@ -202,6 +217,10 @@ class ExactMode {
   }
 
  private:
+  std::string place_of(const char* map) const {
+    return c10::str(coupling_, "::", map, "(): ");
+  }
+
   const char* coupling_;
   std::optional<FixedPoint> grid_;
 };

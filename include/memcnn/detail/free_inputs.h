@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/node.h>
@@ -58,7 +59,13 @@ inline const char* reason_to_keep(
       return "an output shares its storage";
     }
   }
-  return FreedStorage::reason_to_keep(input, owners_in_producer(input));
+  const char* const reason =
+      FreedStorage::reason_to_keep(input, owners_in_producer(input));
+  if (reason == nullptr && capture_of(input.device()) != 0 &&
+      !is_of_this_capture(input)) { // Note [Graph capture], rule 4
+    return "it was made before the capture, and every replay reads it";
+  }
+  return reason;
 }
 
 /// Frees the memory of a run's inputs until backward, where nobody else is seen

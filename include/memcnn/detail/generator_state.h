@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/in_destructor.h>
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <cstring>
@@ -31,7 +33,22 @@ inline std::recursive_mutex& draw_mutex() {
 /// Memory:   5,056 bytes for the CPU, 16 bytes for each CUDA device, host memory.
 class GeneratorState {
  public:
-  /// Reads the states as they are now.
+  /// Stops where a capture shuts the device's generator (Note [Graph capture],
+  /// rule 2).
+  static void check_readable(at::Device device) {
+    TORCH_CHECK(
+        is_readable(device),
+        "memcnn: expected a LibTorch whose random numbers can be replayed in a "
+        "capture, which is 2.10 or later, but got ",
+        TORCH_VERSION,
+        " in ",
+        describe_capture(capture_of(device)),
+        " of ",
+        device,
+        ". Set preserve_rng_state(false) where no branch draws, or run eagerly.");
+  }
+
+  /// Reads the states as they are now, but for one that cannot be read.
   static GeneratorState now(at::Device device) {
     GeneratorState state;
     state.add(at::Device(at::kCPU));
@@ -82,7 +99,14 @@ class GeneratorState {
   }
 
  private:
+  static bool is_readable(at::Device device) {
+    return capture_facts().generators_are_open || capture_of(device) == 0;
+  }
+
   void add(at::Device device) {
+    if (!is_readable(device)) {
+      return;
+    }
     at::Generator generator = at::globalContext().defaultGenerator(device);
     // Operators take the same mutex, so it is held for the read only.
     const std::lock_guard<std::mutex> lock(generator.mutex());

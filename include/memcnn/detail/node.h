@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/attached.h>
+#include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/gradient.h>
@@ -51,6 +52,8 @@ struct NodeState : torch::CustomClassHolder {
   Direction direction;
   bool keep_inputs;
   Recording recording;
+  at::Device device = at::kCPU;
+  CaptureId capture = 0; // in which forward ran
 
   std::vector<Saved> inputs; // those kept; the others are undefined
   std::vector<Saved> outputs; // none if all inputs are kept
@@ -80,6 +83,8 @@ class InvertibleFunction
     Tensors outputs =
         state->block->run(state->direction, inputs.vec(), state->recording);
     state->recording.replay_from_here();
+    state->device = compute_device_of(outputs);
+    state->capture = capture_of(state->device);
     check_kept(*state, inputs, versions);
     context->mark_non_differentiable(save(*state, inputs, outputs, parameters));
     // A node's saved_data holds IValues, and a capsule is the one that holds an
@@ -200,6 +205,17 @@ class InvertibleFunction
         state.place,
         ": expected one backward pass, but got a second one after its memory "
         "was freed. Pass retain_graph = true to the first.");
+    const CaptureId capture = capture_of(state.device);
+    TORCH_CHECK(
+        capture == state.capture,
+        state.place,
+        ": expected backward where forward ran, which was ",
+        describe_capture(state.capture),
+        ", but got ",
+        describe_capture(capture),
+        " (",
+        state.device,
+        "). Capture forward and backward as one graph, or run both eagerly.");
     for (const Saved& output : state.outputs) {
       TORCH_CHECK(
           output.unchanged(),

@@ -16,6 +16,17 @@ namespace memcnn::detail {
 /// Inputs, outputs or gradients of a run, in their order.
 using Tensors = std::vector<at::Tensor>;
 
+/// Where tensors are computed with: on the device of one that is not on the CPU,
+/// if there is one.
+inline at::Device compute_device_of(at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined() && !tensor.is_cpu()) {
+      return tensor.device();
+    }
+  }
+  return at::kCPU;
+}
+
 /// What holds a tensor's numbers: set_data() changes it, and no version.
 /// Tensors of one memory are written together.
 inline const void* memory_of(const at::Tensor& tensor) {
