@@ -61,6 +61,12 @@ inline constexpr double kReferenceFloat64 = 1e-12;
 /// Gradients pass through an inverse on their side too.
 inline constexpr double kReferenceFloat32 = 2e-5;
 
+// Parameters after 20 updates by one kernel against those by an operator each,
+// which round after every operation: some units in the last place.
+
+inline constexpr double kFusedUpdateFloat64 = 2e-15;
+inline constexpr double kFusedUpdateFloat32 = 1e-6;
+
 /// The round trip of one coupling in a dtype.
 inline double round_trip_tolerance(torch::ScalarType dtype) {
   switch (dtype) {
