@@ -121,19 +121,25 @@ inline DataSet load_images(const std::string& folder, torch::Device device) {
 }
 
 /// Draws images at random, shifts each by up to four pixels and mirrors every
-/// other one, so that a network never sees quite the same image again.
+/// other one, so that a network never sees quite the same image again. All of it
+/// on the images' device: a captured step draws anew in each replay.
 inline Images random_batch(const Images& images, int64_t size) {
+  const auto integers = images.labels.options();
   const auto chosen =
-      torch::randint(images.labels.size(0), {size}, images.labels.options());
-  const auto padded = torch::constant_pad_nd(
-      images.pixels.index_select(0, chosen), {4, 4, 4, 4}, /*value=*/128);
-  const auto shifts = torch::randint(9, {size, 2}, torch::kInt64);
-  std::vector<torch::Tensor> windows;
-  for (int64_t i = 0; i < size; ++i) {
-    const auto window = padded[i]
-                            .narrow(1, shifts[i][0].item<int64_t>(), 32)
-                            .narrow(2, shifts[i][1].item<int64_t>(), 32);
-    windows.push_back(i % 2 == 0 ? window : window.flip(2));
-  }
-  return {torch::stack(windows), images.labels.index_select(0, chosen)};
+      torch::randint(images.labels.size(0), {size}, integers); // (size)
+  const auto padded = torch::constant_pad_nd( // (size, 3, 40, 40)
+      images.pixels.index_select(0, chosen),
+      {4, 4, 4, 4},
+      /*value=*/128);
+  const auto shifts = torch::randint(9, {size, 2}, integers).t();
+
+  const auto along = torch::arange(32, integers);
+  const auto mirror = torch::arange(size, integers).remainder(2).view({-1, 1});
+  const auto rows = shifts[0].view({-1, 1}) + along; // (size, 32)
+  const auto columns = // (size, 32)
+      shifts[1].view({-1, 1}) + torch::where(mirror == 0, along, 31 - along);
+  const auto places = rows.unsqueeze(2) * 40 + columns.unsqueeze(1);
+  const auto windows = padded.flatten(2).gather(
+      2, places.view({-1, 1, 32 * 32}).expand({-1, 3, -1}));
+  return {windows.view({-1, 3, 32, 32}), images.labels.index_select(0, chosen)};
 }

@@ -7,6 +7,8 @@
 // NETWORK is one of revnet::names(); the images are those of CIFAR-10 in FOLDER
 // (its binary version), or drawn.
 
+#include "captured_step.h"
+#include "fused_sgd.h"
 #include "images.h"
 #include "revnet.h"
 
@@ -52,25 +54,29 @@ double held_by(revnet::RevNet net) {
 }
 
 void train(revnet::RevNet& net, const Images& images, int64_t steps) {
-  torch::optim::SGD optimizer(
+  revnet::FusedSgd optimizer(
       net->parameters(),
       torch::optim::SGDOptions(kLearningRate)
           .momentum(kMomentum)
           .weight_decay(kWeightDecay));
-  for (int64_t step = 1; step <= steps; ++step) {
-    const auto start = std::chrono::steady_clock::now();
-    optimizer.param_groups()[0].options().set_lr(
-        kLearningRate * (1 + std::cos(M_PI * step / steps)) / 2);
+  revnet::CapturedStep step(images.labels.device(), [&](const auto&) {
     const Images batch = random_batch(images, kBatchSize);
     const auto logits = net(batch.input()); // keeps little for backward
     const auto loss = torch::cross_entropy_loss(logits, batch.labels);
     optimizer.zero_grad();
     loss.backward(); // computes again what it needs, from the last block back
     optimizer.step();
-    const auto time = std::chrono::steady_clock::now() - start;
-    if (step % 10 == 0) {
-      std::cout << "step:" << step << " loss:" << loss.item<double>()
-                << " accuracy:" << accuracy(logits, batch.labels)
+    return std::vector<torch::Tensor>{loss, logits, batch.labels};
+  });
+  for (int64_t i = 1; i <= steps; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    optimizer.set_lr(kLearningRate * (1 + std::cos(M_PI * i / steps)) / 2);
+    const auto& outputs = step(); // on a GPU soon one graph
+    if (i % 10 == 0) {
+      const auto loss = outputs[0].item<double>(); // waits for a GPU
+      const auto time = std::chrono::steady_clock::now() - start;
+      std::cout << "step:" << i << " loss:" << loss
+                << " accuracy:" << accuracy(outputs[1], outputs[2])
                 << " ms:" << time / 1ms << std::endl;
     }
   }
