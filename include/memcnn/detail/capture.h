@@ -19,9 +19,16 @@
     __has_include(<cuda_runtime_api.h>)
 #define MEMCNN_SEES_CUDA_CAPTURES 1
 #include <ATen/Functions.h>
+// Of these torch/torch.h brings none, and a program may have macros by now.
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
+#pragma pop_macro("max")
+#pragma pop_macro("min")
 #else
 #define MEMCNN_SEES_CUDA_CAPTURES 0
 #endif
