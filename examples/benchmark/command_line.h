@@ -4,7 +4,9 @@
 #include "benchmark/budget.h"
 #include "benchmark/config.h"
 #include "support/command_line.h"
+#include "support/error.h"
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include <cstdint>
@@ -39,6 +41,12 @@ inline void add_network(CLI::App& app, Config& config) {
   app.add_option("--dtype", config.dtype, "Of weights and image")
       ->check(support::one_of(dtype_names()));
   app.add_option(
+         "--precision",
+         config.precision,
+         "In which float32 tensors are convolved; tf32: rounded by a GPU; "
+         "bfloat16: cast by autocast")
+      ->check(support::one_of(precision_names()));
+  app.add_option(
          "--memory-format",
          config.memory_format,
          "Of weights and image; channels-last: faster convolutions on a CPU")
@@ -69,6 +77,10 @@ inline void add_measurement(CLI::App& app, Config& config) {
   app.option_defaults()->group("The measurement");
   app.add_option("--device", config.device)
       ->check(support::one_of(device_names()));
+  app.add_flag(
+      "--graph",
+      config.graph,
+      "Replay the step of each engine as one CUDA graph");
   app.add_option("--threads", config.threads, "Threads on the CPU")
       ->transform(support::threads_from(1));
   app.add_option(
@@ -85,6 +97,24 @@ inline void add_measurement(CLI::App& app, Config& config) {
       "itself");
   app.add_flag(
       "--json", config.json, "One JSON object an engine and line, no table");
+}
+
+/// What each option allows, but not all of them together.
+inline void check_together(const Config& config) {
+  if (config.device != "cuda" && (config.graph || config.precision == "tf32")) {
+    throw support::Error(fmt::format(
+        "expected --device cuda for {}, but got --device {}. Leave one of them "
+        "out.",
+        config.graph ? "--graph" : "--precision tf32",
+        config.device));
+  }
+  if (config.dtype != "float32" && config.precision != "ieee") {
+    throw support::Error(fmt::format(
+        "expected --dtype float32 for --precision {}, but got --dtype {}. Leave "
+        "one of them out.",
+        config.precision,
+        config.dtype));
+  }
 }
 
 } // namespace detail
@@ -110,6 +140,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   if (!support::parse(app, argc, argv)) {
     return std::nullopt;
   }
+  detail::check_together(config);
   static_cast<void>(Budget(config.budget)); // an error before the first step
   return config;
 }

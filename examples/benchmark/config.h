@@ -37,6 +37,11 @@ inline const std::vector<std::string>& dtype_names() {
   return names;
 }
 
+inline const std::vector<std::string>& precision_names() {
+  static const std::vector<std::string> names = {"ieee", "tf32", "bfloat16"};
+  return names;
+}
+
 inline const std::vector<std::string>& memory_format_names() {
   static const std::vector<std::string> names = {"contiguous", "channels-last"};
   return names;
@@ -63,6 +68,7 @@ struct Config {
   int64_t size = 32; // height and width of an image
   std::string coupling = "additive";
   std::string dtype = "float32";
+  std::string precision = "ieee"; // of convolutions of float32 tensors
   std::string memory_format = "contiguous"; // of weights and image
   std::string sequence_format = "input"; // of the halves in a sequence
   std::string device = "cpu";
@@ -75,6 +81,7 @@ struct Config {
 
   int64_t warmup = 2; // rounds before the timed ones
   int64_t steps = 15; // timed rounds
+  bool graph = false; // times replays of one CUDA graph a step
   bool default_allocator = false;
   bool json = false;
 };

@@ -8,6 +8,7 @@
 #include "benchmark/measurement.h"
 #include "benchmark/network.h"
 #include "benchmark/step.h"
+#include "revnet/captured_step.h"
 #include "support/error.h"
 #include "support/median.h"
 
@@ -107,6 +108,7 @@ class Contest {
  private:
   struct Contender {
     Engine engine;
+    std::unique_ptr<revnet::CapturedStep> graph; // if there are to be graphs
     Measurement result;
   };
 
@@ -122,13 +124,20 @@ class Contest {
       // Each engine has its turn to go first.
       Contender& contender = contenders_[(first + i) % contenders_.size()];
       attempt(contender, [&] {
-        forget_gradients(parameters_);
-        const StepTime time = time_step(contender.engine, image_);
+        const StepTime time = run_step(contender);
         if (round >= 0) {
           contender.result.times.push_back(time);
         }
       });
     }
+  }
+
+  StepTime run_step(Contender& contender) {
+    if (contender.graph) {
+      return time_replay(*contender.graph, image_.device());
+    }
+    forget_gradients(parameters_);
+    return time_step(contender.engine, image_);
   }
 
   Measurement& plain() {
@@ -151,6 +160,9 @@ class Contest {
     build(contender);
     compare_gradients(contender);
     meter(contender);
+    if (config_.graph) {
+      capture(contender);
+    }
   }
 
   void build(Contender& contender) {
@@ -160,6 +172,7 @@ class Contest {
     }
     contender.engine = make_engine(
         result.engine, config_, network_, result.budget_bytes.value_or(0));
+    contender.engine.autocast = config_.precision == "bfloat16";
   }
 
   /// Of the first step, from the same state for every engine.
@@ -191,6 +204,24 @@ class Contest {
     }
   }
 
+  /// Makes a graph of the engine's step. From here on the gradients of a replay
+  /// count, not those of an eager step.
+  void capture(Contender& contender) {
+    const auto step = [this, engine = contender.engine](const auto&) {
+      forget_gradients(parameters_);
+      const at::Tensor loss = benchmark::run(engine, image_);
+      loss.backward();
+      return std::vector<at::Tensor>{loss};
+    };
+    contender.graph =
+        std::make_unique<revnet::CapturedStep>(image_.device(), step);
+    while (!contender.graph->is_captured()) {
+      (*contender.graph)();
+    }
+    contender.result.graph_bytes = contender.graph->graph_bytes();
+    contender.result.grad_rel_error = gradient_error();
+  }
+
   torch::nn::Module& first_block() {
     return *network_->blocks.front();
   }
@@ -201,7 +232,7 @@ class Contest {
   }
 
   void first_step(const Engine& engine) {
-    loss_of(engine.forward(image_)).backward();
+    benchmark::run(engine, image_).backward();
   }
 
   /// As after construction.
@@ -233,10 +264,12 @@ class Contest {
       }
       std::vector<double> ratios;
       for (size_t i = 0; i < result.times.size(); ++i) {
-        ratios.push_back(result.times[i].step() / plain().times[i].step());
+        ratios.push_back(result.times[i].step / plain().times[i].step);
       }
       result.ratio_to_plain = support::median(std::move(ratios));
-      result.fused_limit = (2 * forward + backward) / (forward + backward);
+      if (!config_.graph) {
+        result.fused_limit = (2 * forward + backward) / (forward + backward);
+      }
     }
   }
 

@@ -37,7 +37,9 @@ struct Engine {
   std::function<Halves(const at::Tensor& image)> forward;
   /// How many blocks kept their activations in the last step; empty where
   /// nothing says that.
-  std::function<size_t()> kept_blocks;
+  std::function<size_t()> kept_blocks = nullptr;
+  /// Whether forward and loss run under autocast to bfloat16.
+  bool autocast = false;
 };
 
 /// x changed by what a branch returned.
@@ -79,15 +81,13 @@ Engine engine_on_halves(std::shared_ptr<Network<Coupling>> network, Run run) {
   for (const Coupling& block : network->blocks) {
     blocks.emplace_back(block);
   }
-  return {
-      [network, blocks, run](const at::Tensor& image) mutable {
-        auto [x1, x2] = halves_of(network->stem(image));
-        for (auto& block : blocks) {
-          std::tie(x1, x2) = run(block, x1, x2);
-        }
-        return Halves{x1, x2};
-      },
-      {}};
+  return {[network, blocks, run](const at::Tensor& image) mutable {
+    auto [x1, x2] = halves_of(network->stem(image));
+    for (auto& block : blocks) {
+      std::tie(x1, x2) = run(block, x1, x2);
+    }
+    return Halves{x1, x2};
+  }};
 }
 
 /// Calls `run` with one coupling after the other, between whole tensors. Its
@@ -96,15 +96,13 @@ template <class Coupling, class Run>
 Engine engine_on_couplings(
     std::shared_ptr<Network<Coupling>> network,
     Run run) {
-  return {
-      [network, run](const at::Tensor& image) {
-        at::Tensor x = network->stem(image);
-        for (Coupling& block : network->blocks) {
-          x = run(block, x);
-        }
-        return halves_of(x);
-      },
-      {}};
+  return {[network, run](const at::Tensor& image) {
+    at::Tensor x = network->stem(image);
+    for (Coupling& block : network->blocks) {
+      x = run(block, x);
+    }
+    return halves_of(x);
+  }};
 }
 
 /// Ordinary autograd: every activation is kept.
@@ -143,12 +141,10 @@ Engine sequential_engine(
   }
   const auto options =
       memcnn::CheckpointSequentialOptions().memory_budget(budget_bytes);
-  return {
-      [network, blocks, options](const at::Tensor& image) {
-        return halves_of(memcnn::checkpoint_sequential(
-            options, blocks, network->stem(image)));
-      },
-      {}};
+  return {[network, blocks, options](const at::Tensor& image) {
+    return halves_of(
+        memcnn::checkpoint_sequential(options, blocks, network->stem(image)));
+  }};
 }
 
 /// One InvertibleModuleWrapper a coupling.
@@ -158,15 +154,13 @@ Engine wrapper_engine(std::shared_ptr<Network<Coupling>> network) {
   for (const Coupling& block : network->blocks) {
     wrappers.emplace_back(block);
   }
-  return {
-      [network, wrappers](const at::Tensor& image) mutable {
-        at::Tensor x = network->stem(image);
-        for (auto& wrapper : wrappers) {
-          x = wrapper->forward(x);
-        }
-        return halves_of(x);
-      },
-      {}};
+  return {[network, wrappers](const at::Tensor& image) mutable {
+    at::Tensor x = network->stem(image);
+    for (auto& wrapper : wrappers) {
+      x = wrapper->forward(x);
+    }
+    return halves_of(x);
+  }};
 }
 
 /// One ReversibleSequence over all couplings.

@@ -34,6 +34,8 @@ PYTHON = {
 MEMORY_TITLE = "Memory held after the forward pass (MiB)"
 TIME_TITLE = "Time of a training step (1 = plain autograd)"
 SETTING = ["channels", "batch", "size", "device", "threads", "memory_format"]
+# What a row that does not say it was measured under.
+UNSAID = {"dtype": "float32", "coupling": "additive", "precision": "ieee"}
 MEASURED = ["engine", "depth", "step_s", "saved_bytes", *SETTING]
 
 
@@ -68,8 +70,8 @@ def read_file(path):
 
 def setting_of(rows):
     """What all rows were measured under."""
-    rows = rows.reindex(columns=[*SETTING, "dtype", "coupling"])
-    rows = rows.astype(object).fillna({"dtype": "float32", "coupling": "additive"})
+    rows = rows.reindex(columns=[*SETTING, *UNSAID])
+    rows = rows.astype(object).fillna(UNSAID)
     settings = rows.drop_duplicates()
     if len(settings) > 1:
         texts = settings.to_string(index=False)

@@ -39,6 +39,8 @@ inline nlohmann::ordered_json setting_of(
       {"device", config.device},
       {"threads", config.threads},
       {"dtype", config.dtype},
+      {"precision", config.precision},
+      {"graph", config.graph},
       {"memory_format", config.memory_format},
       {"sequence_format", config.sequence_format},
       {"coupling", config.coupling},
@@ -46,9 +48,9 @@ inline nlohmann::ordered_json setting_of(
 }
 
 inline double shortest_step(const Measurement& result) {
-  double shortest = result.times.front().step();
+  double shortest = result.times.front().step;
   for (const StepTime& time : result.times) {
-    shortest = std::min(shortest, time.step());
+    shortest = std::min(shortest, time.step);
   }
   return shortest;
 }
@@ -70,15 +72,22 @@ inline nlohmann::ordered_json to_json(
   json["grad_agrees"] = result.grad_agrees();
   json["bn_updates"] = result.bn_updates;
   json["step_s"] = median_of(result.times, &StepTime::step);
-  json["forward_s"] = median_of(result.times, &StepTime::forward);
-  json["backward_s"] = median_of(result.times, &StepTime::backward);
+  if (!config.graph) {
+    json["forward_s"] = median_of(result.times, &StepTime::forward);
+    json["backward_s"] = median_of(result.times, &StepTime::backward);
+  }
   json["enqueue_s"] = median_of(result.times, &StepTime::enqueue);
   json["step_min_s"] = detail::shortest_step(result);
   json["ratio_to_plain"] = detail::json_if(result.ratio_to_plain);
-  json["fused_limit"] = detail::json_if(result.fused_limit);
+  if (!config.graph) {
+    json["fused_limit"] = detail::json_if(result.fused_limit);
+  }
   json["saved_bytes"] = result.memory.saved;
   json["peak_bytes"] = result.memory.peak;
   json["left_bytes"] = result.memory.left;
+  if (result.graph_bytes) {
+    json["graph_bytes"] = *result.graph_bytes;
+  }
   if (result.budget_bytes) {
     json["budget_bytes"] = *result.budget_bytes;
   }

@@ -7,9 +7,11 @@
 #include "benchmark/contest.h"
 #include "benchmark/json_lines.h"
 #include "benchmark/table.h"
+#include "revnet/captured_step.h"
 #include "support/allocator.h"
 #include "support/error.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <torch/cuda.h>
@@ -41,10 +43,17 @@ int run(const benchmark::Config& config) {
         "expected a GPU that LibTorch can use for --device cuda, but found "
         "none. Give --device cpu.");
   }
+  if (config.graph && !revnet::kHasCudaGraphs) {
+    throw support::Error(
+        "expected a program built with CUDA's headers for --graph, but got one "
+        "without. Build it with a LibTorch with CUDA, where its toolkit is "
+        "installed.");
+  }
   if (!config.default_allocator) {
     support::keep_freed_memory();
   }
   at::set_num_threads(static_cast<int>(config.threads));
+  at::globalContext().setAllowTF32CuDNN(config.precision == "tf32");
   const auto results = results_of(config);
   config.json ? benchmark::print_json(config, results)
               : benchmark::print_table(config, results);

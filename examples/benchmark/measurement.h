@@ -30,6 +30,7 @@ struct Measurement {
   StepMemory memory;
   std::optional<int64_t> budget_bytes;
   std::optional<size_t> kept_blocks;
+  std::optional<int64_t> graph_bytes; // what a graph has for itself
 
   std::vector<StepTime> times; // one a round
   std::optional<double> ratio_to_plain; // median over the rounds

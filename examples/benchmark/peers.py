@@ -133,12 +133,15 @@ ENGINES = {
 class Step:
     """One training step without an optimiser: forward, loss, backward."""
 
-    def __init__(self, engine, network, image):
+    def __init__(self, engine, network, image, autocast):
         self.engine, self.network, self.image = engine(network), network, image
+        self.autocast = autocast
 
     def loss(self):
-        first, second = self.engine(self.network.stem(self.image))
-        return first.square().mean() + second.square().mean()
+        device = self.image.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+            first, second = self.engine(self.network.stem(self.image))
+            return first.square().mean() + second.square().mean()
 
     def __call__(self):
         self.loss().backward()
@@ -156,15 +159,39 @@ class Step:
 
 
 def timed(step):
+    def time_of_rest():
+        if step.image.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     step.forget_gradients()
-    start = time.perf_counter()
+    start = time_of_rest()
     loss = step.loss()
-    middle = time.perf_counter()
+    middle = time_of_rest()
     loss.backward()
-    return middle - start, time.perf_counter() - middle
+    return middle - start, time_of_rest() - middle
 
 
 def measured_memory(step):
+    step.forget_gradients()
+    return memory_of_gpu(step) if step.image.is_cuda else memory_of_cpu(step)
+
+
+def memory_of_gpu(step):
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss = step.loss()
+    saved = torch.cuda.memory_allocated() - before
+    loss.backward()
+    del loss
+    return {
+        "saved_bytes": saved,
+        "peak_bytes": torch.cuda.max_memory_allocated() - before,
+        "left_bytes": torch.cuda.memory_allocated() - before,
+    }
+
+
+def memory_of_cpu(step):
     """Sums over the allocator's reports: held after the loss, highest, and left after the step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()  # seen too, so that the sizes of what the next step frees are known
@@ -197,13 +224,15 @@ def measured_memory(step):
 def measurement(name, options):
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
     memory_format = FORMATS[options.memory_format]
-    network = Network(options.depth, options.channels).to(memory_format=memory_format)
-    image = torch.randn(options.batch, 3, options.size, options.size).contiguous(
-        memory_format=memory_format
-    )
+    network = Network(options.depth, options.channels)
+    network.to(options.device, memory_format=memory_format)
+    image = torch.randn(options.batch, 3, options.size, options.size)
+    image = image.to(options.device, memory_format=memory_format)
+    autocast = options.precision == "bfloat16"
 
-    reference = Step(plain, network, image)
+    reference = Step(plain, network, image, autocast)
     reference()
     expected = reference.gradients()
     for module in network.modules():
@@ -211,7 +240,7 @@ def measurement(name, options):
             module.reset_running_stats()
     reference.forget_gradients()
 
-    step = Step(ENGINES[name], network, image)
+    step = Step(ENGINES[name], network, image, autocast)
     step()
     found = step.gradients()
     error = ((found - expected).norm() / expected.norm()).item()
@@ -251,8 +280,9 @@ def setting(name, options):
         "channels": options.channels,
         "batch": options.batch,
         "size": options.size,
-        "device": "cpu",
+        "device": options.device,
         "threads": options.threads,
+        "precision": options.precision,
         "memory_format": options.memory_format,
     }
 
@@ -299,6 +329,15 @@ def parse_arguments():
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"{text} (default: {default})"
         )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("ieee", "tf32", "bfloat16"),
+        default="ieee",
+        help="of float32 convolutions, bfloat16 by autocast (default: ieee)",
+    )
     parser.add_argument(
         "--memory-format",
         choices=FORMATS,

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "benchmark/engines.h"
+#include "revnet/captured_step.h"
+#include "train/libtorch/autocast.h"
 
 #include <memcnn/allocation_meter.h>
 
@@ -15,17 +17,14 @@ namespace benchmark {
 
 /// One step in seconds.
 struct StepTime {
-  double forward = 0; // and the loss
+  double step = 0;
+  double forward = 0; // and the loss; a replay is not parted
   double backward = 0;
   /// How long the program itself was busy: on a GPU, the time that it took to
   /// hand over all kernels, without waiting for the last of them. Where it is
   /// close to the step's time, the GPU has waited for kernels, and a smaller
   /// number of them, or larger ones, would help.
   double enqueue = 0;
-
-  double step() const {
-    return forward + backward;
-  }
 };
 
 /// Tensor memory of one step in bytes, beyond what was held before it.
@@ -42,35 +41,55 @@ inline at::Tensor loss_of(const Halves& outputs) {
   return first + outputs[1].square().mean();
 }
 
+/// Forward and loss.
+inline at::Tensor run(const Engine& engine, const at::Tensor& image) {
+  const training::AutocastGuard guard(image.device().type(), engine.autocast);
+  return loss_of(engine.forward(image));
+}
+
+using Clock = std::chrono::steady_clock;
+
+/// The time at which a device has done all that it was given.
+inline Clock::time_point time_of_rest(const at::Device& device) {
+  if (device.is_cuda()) {
+    torch::cuda::synchronize();
+  }
+  return Clock::now();
+}
+
+inline double seconds(Clock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
 inline StepTime time_step(const Engine& engine, const at::Tensor& image) {
-  using Clock = std::chrono::steady_clock;
-  const auto now = [&] {
-    if (image.is_cuda()) {
-      torch::cuda::synchronize();
-    }
-    return Clock::now();
-  };
-  const auto seconds = [](Clock::duration duration) {
-    return std::chrono::duration<double>(duration).count();
-  };
-  const auto start = now();
-  const at::Tensor loss = loss_of(engine.forward(image));
+  const auto start = time_of_rest(image.device());
+  const at::Tensor loss = run(engine, image);
   const auto forward_given = Clock::now();
-  const auto middle = now();
+  const auto middle = time_of_rest(image.device());
   loss.backward();
   const auto backward_given = Clock::now();
-  const auto end = now();
+  const auto end = time_of_rest(image.device());
   return {
+      seconds(end - start),
       seconds(middle - start),
       seconds(end - middle),
       seconds((forward_given - start) + (backward_given - middle))};
+}
+
+inline StepTime time_replay(revnet::CapturedStep& step, at::Device device) {
+  StepTime time;
+  const auto start = time_of_rest(device);
+  step();
+  time.enqueue = seconds(Clock::now() - start);
+  time.step = seconds(time_of_rest(device) - start);
+  return time;
 }
 
 inline StepMemory meter_step(const Engine& engine, const at::Tensor& image) {
   StepMemory memory;
   const memcnn::AllocationMeter meter(image.device().type());
   {
-    const at::Tensor loss = loss_of(engine.forward(image));
+    const at::Tensor loss = run(engine, image);
     memory.saved = meter.held_bytes();
     loss.backward();
   }

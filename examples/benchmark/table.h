@@ -53,32 +53,47 @@ inline Column memory(const std::string& title, int64_t StepMemory::*bytes) {
           }};
 }
 
-inline std::vector<Column> columns_for(const Config& config) {
-  std::vector<Column> columns = {
-      {"engine", &Measurement::engine},
-      milliseconds("forward ms", &StepTime::forward),
-      milliseconds("backward ms", &StepTime::backward),
-      milliseconds("step ms", &StepTime::step)};
-  if (config.device == "cuda") {
-    columns.push_back(milliseconds("enqueue ms", &StepTime::enqueue));
-  }
+/// Of the time that a step takes.
+inline std::vector<Column> columns_of_time(const Config& config) {
   const auto ratio = [](const Measurement& result) {
     return fixed(result.ratio_to_plain, 3);
   };
   const auto limit = [](const Measurement& result) {
     return result.engine == "plain" ? "-" : fixed(result.fused_limit, 3);
   };
+  std::vector<Column> columns;
+  if (!config.graph) {
+    columns = {
+        milliseconds("forward ms", &StepTime::forward),
+        milliseconds("backward ms", &StepTime::backward)};
+  }
+  columns.push_back(milliseconds("step ms", &StepTime::step));
+  if (config.device == "cuda") {
+    columns.push_back(milliseconds("enqueue ms", &StepTime::enqueue));
+  }
+  columns.push_back({"to plain", ratio});
+  if (!config.graph) {
+    columns.push_back({"fused limit", limit});
+  }
+  return columns;
+}
+
+inline std::vector<Column> columns_for(const Config& config) {
+  const auto graph = [](const Measurement& result) {
+    return fixed(mebibytes(*result.graph_bytes), 2);
+  };
   const auto error = [](const Measurement& result) {
     const auto& value = result.grad_rel_error;
     return value ? fmt::format("{:.1e}", *value) : "-";
   };
-  columns.insert(
-      columns.end(),
-      {{"to plain", ratio},
-       {"fused limit", limit},
-       memory("held MiB", &StepMemory::saved),
-       memory("peak MiB", &StepMemory::peak),
-       {"gradient error", error}});
+  std::vector<Column> columns = columns_of_time(config);
+  columns.insert(columns.begin(), {"engine", &Measurement::engine});
+  columns.push_back(memory("held MiB", &StepMemory::saved));
+  columns.push_back(memory("peak MiB", &StepMemory::peak));
+  if (config.graph) {
+    columns.push_back({"graph MiB", graph});
+  }
+  columns.push_back({"gradient error", error});
   return columns;
 }
 
@@ -125,7 +140,7 @@ inline void print_rows(const std::vector<Row>& rows) {
 
 inline void print_heading(const Config& config) {
   fmt::print(
-      "{} {} couplings of 2 x {} channels, batch {}, {} x {}, {}, {}, {}, {} "
+      "{} {} couplings of 2 x {} channels, batch {}, {} x {}, {}{}, {}, {}, {} "
       "{}\n",
       config.depth,
       config.coupling,
@@ -134,29 +149,44 @@ inline void print_heading(const Config& config) {
       config.size,
       config.size,
       config.dtype,
+      config.precision == "ieee" ? "" : " in " + config.precision,
       config.memory_format,
       config.device,
       config.threads,
       config.threads == 1 ? "thread" : "threads");
   fmt::print(
-      "memcnn {}, LibTorch {}; medians of {} steps, engines in turn\n\n",
+      "memcnn {}, LibTorch {}; medians of {} {}, engines in turn\n\n",
       support::version(),
       TORCH_VERSION,
-      config.steps);
+      config.steps,
+      config.graph ? "replays of a graph" : "steps");
 }
 
 inline void print_legend(const Config& config) {
   fmt::print(
       "\n"
-      "to plain         the step by the plain one of the same round; median\n"
-      "fused limit      (2 f + b) / (f + b), with plain's forward and backward "
-      "times:\n"
-      "                 the least that running every block again to its end "
-      "can take\n"
+      "to plain         the step by the plain one of the same round; median\n");
+  if (!config.graph) {
+    fmt::print(
+        "fused limit      (2 f + b) / (f + b), with plain's forward and "
+        "backward times:\n"
+        "                 the least that running every block again to its end "
+        "can take\n");
+  }
+  fmt::print(
       "held, peak       tensors after forward and at most, beyond those before "
-      "it\n"
+      "it{}\n"
       "gradient error   norm of the difference to plain by the norm of "
-      "plain\n");
+      "plain{}\n",
+      config.graph ? ";\n                 of a step before the capture" : "",
+      config.graph ? ";\n                 of a replay to plain without a graph"
+                   : "");
+  if (config.graph) {
+    fmt::print(
+        "graph            memory that replays have for themselves, free space "
+        "included;\n"
+        "                 a replay is not parted into forward and backward\n");
+  }
   if (config.device == "cuda") {
     fmt::print(
         "enqueue          the program's share: close to the step, the GPU "

@@ -38,7 +38,6 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/Event.h>
 #include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #else
@@ -65,6 +64,8 @@ class Graph {
   virtual void capture(const Function& work) = 0;
   /// Runs what was recorded, on the caller's stream.
   virtual void replay() = 0;
+  /// Memory that is for replays alone.
+  virtual int64_t bytes() const = 0;
 };
 
 #if REVNET_HAS_CUDA_GRAPHS
@@ -93,10 +94,12 @@ class CudaGraph final : public Graph {
     const c10::cuda::CUDAStreamGuard guard(stream_);
     // A graph has memory of its own: what warm-up left cached is in its way.
     c10::cuda::CUDACachingAllocator::emptyCache();
+    const int64_t reserved_before = reserved_bytes();
     graph_.capture_begin();
     try {
       work();
       graph_.capture_end();
+      bytes_ = reserved_bytes() - reserved_before;
     } catch (...) {
       abandon();
       throw;
@@ -107,7 +110,17 @@ class CudaGraph final : public Graph {
     graph_.replay();
   }
 
+  int64_t bytes() const override {
+    return bytes_;
+  }
+
  private:
+  int64_t reserved_bytes() const {
+    const auto stats =
+        c10::cuda::CUDACachingAllocator::getDeviceStats(stream_.device_index());
+    return stats.reserved_bytes[/*all pools*/ 0].current;
+  }
+
   static void make_wait(
       const c10::Stream& waiting,
       const c10::Stream& awaited) {
@@ -140,23 +153,14 @@ class CudaGraph final : public Graph {
 
   c10::cuda::CUDAStream stream_;
   at::cuda::CUDAGraph graph_;
+  int64_t bytes_ = 0;
 };
-
-inline bool is_capturing(torch::Device device) {
-  return device.is_cuda() &&
-      c10::cuda::currentStreamCaptureStatusMayInitCtx() !=
-      c10::cuda::CaptureStatus::None;
-}
 
 inline std::unique_ptr<Graph> make_graph(torch::Device device) {
   return device.is_cuda() ? std::make_unique<CudaGraph>(device) : nullptr;
 }
 
 #else
-
-inline bool is_capturing(torch::Device) {
-  return false;
-}
 
 inline std::unique_ptr<Graph> make_graph(torch::Device) {
   return nullptr;
@@ -255,6 +259,11 @@ class CapturedStep final {
   /// Whether calls replay a graph by now.
   bool is_captured() const {
     return captured_;
+  }
+
+  /// Bytes that the graph keeps for its replays; 0 before the capture.
+  int64_t graph_bytes() const {
+    return captured_ ? graph_->bytes() : 0;
   }
 
  private:

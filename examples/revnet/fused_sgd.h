@@ -20,6 +20,10 @@
 
 #include <ATen/ops/_fused_sgd.h>
 
+#if REVNET_HAS_CUDA_GRAPHS
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#endif
+
 #include <cstdint>
 #include <optional>
 #include <unordered_set>
@@ -35,6 +39,17 @@ inline torch::Tensor not_finite(const torch::Tensor& loss) {
 }
 
 namespace detail {
+
+/// Whether a step is being captured on the current stream of a device.
+inline bool is_capturing([[maybe_unused]] torch::Device device) {
+#if REVNET_HAS_CUDA_GRAPHS
+  return device.is_cuda() &&
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() !=
+      c10::cuda::CaptureStatus::None;
+#else
+  return false;
+#endif
+}
 
 /// `tensor` with the strides of `like`, which is dense, for a kernel that goes
 /// through the memory of both alike. Copies only if the order in memory differs:

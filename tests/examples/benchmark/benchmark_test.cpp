@@ -154,6 +154,33 @@ TEST_F(BenchmarkProgram, RejectsMissingGpu) {
       "Give --device cpu.");
 }
 
+TEST_F(BenchmarkProgram, RejectsGraphsAndTf32OnACpu) {
+  for (const std::string option : {"--graph", "--precision tf32"}) {
+    expect_error(
+        small(option),
+        "expected --device cuda for " + option +
+            ", but got --device cpu. Leave one of them out.");
+  }
+}
+
+TEST_F(BenchmarkProgram, RejectsAPrecisionOfOtherDtypes) {
+  expect_error(
+      small("--precision bfloat16 --dtype float64"),
+      "expected --dtype float32 for --precision bfloat16, but got --dtype "
+      "float64. Leave one of them out.");
+}
+
+TEST_F(BenchmarkProgram, RunsUnderAutocast) {
+  const auto rows = small("--precision bfloat16 --json").by_engine();
+  ASSERT_EQ(rows.size(), 5U);
+  // A second run under autocast has the same values as the first.
+  EXPECT_EQ(rows.at("checkpoint").at("grad_rel_error"), 0.0);
+  const auto in_float32 = small("--json").by_engine();
+  EXPECT_LT(
+      rows.at("plain").at("saved_bytes"),
+      in_float32.at("plain").at("saved_bytes"));
+}
+
 TEST_F(BenchmarkProgram, PrintsTable) {
   const auto result = small("");
   EXPECT_EQ(result.exit_code, 0) << result.err;
@@ -187,6 +214,7 @@ TEST_F(BenchmarkProgram, PrintsAllFieldsAsJson) {
           "torch",
           "device",
           "dtype",
+          "precision",
           "memory_format",
           "sequence_format",
           "coupling"}) {
@@ -217,6 +245,7 @@ TEST_F(BenchmarkProgram, PrintsAllFieldsAsJson) {
           "fused_limit"}) {
       EXPECT_TRUE(row.at(number).is_number()) << number;
     }
+    EXPECT_EQ(row.at("graph"), false);
     EXPECT_TRUE(row.at("grad_agrees").get<bool>()) << row;
     EXPECT_EQ(row.at("bn_updates"), 1) << row;
     EXPECT_LE(row.at("step_min_s"), row.at("step_s"));
@@ -334,6 +363,49 @@ TEST_F(BenchmarkProgram, ShowsErrorsOfEnginesInTheirRows) {
   const auto table = small(arguments);
   EXPECT_EQ(table.exit_code, 1);
   EXPECT_THAT(table.out, HasSubstr("\nsequence  error: "));
+}
+
+class BenchmarkProgramCuda : public BenchmarkProgram {
+ protected:
+  void SetUp() override {
+    BenchmarkProgram::SetUp();
+    const auto probe = small("--device cuda --engines plain --json");
+    if (probe.exit_code != 0 && probe.out.empty()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+  }
+};
+
+TEST_F(BenchmarkProgramCuda, ReplaysAGraphOfEveryEngine) {
+  for (const std::string precision : {"ieee", "tf32", "bfloat16"}) {
+    const auto result =
+        small("--device cuda --graph --json --precision " + precision);
+    EXPECT_EQ(result.exit_code, 0) << result.out;
+    for (const json& row : result.rows()) {
+      EXPECT_EQ(row.at("graph"), true);
+      EXPECT_EQ(row.at("precision"), precision);
+      EXPECT_GT(row.at("graph_bytes"), row.at("saved_bytes")) << row;
+      EXPECT_GT(row.at("step_s"), 0.0);
+      EXPECT_GT(row.at("ratio_to_plain"), 0.0);
+      EXPECT_FALSE(row.contains("forward_s"));
+      // Deep in bfloat16, two ways to round are apart; none is lost.
+      EXPECT_LT(row.at("grad_rel_error"), precision == "ieee" ? 1e-3 : 0.5);
+    }
+  }
+}
+
+TEST_F(BenchmarkProgramCuda, PrintsATableOfReplays) {
+  const auto result = small("--device cuda --graph --precision tf32");
+  EXPECT_EQ(result.exit_code, 0) << result.out;
+  for (const char* text :
+       {"float32 in tf32, contiguous, cuda, 1 thread\n",
+        "; medians of 2 replays of a graph, engines in turn\n",
+        "\nsequence ",
+        "graph MiB",
+        "a replay is not parted into forward and backward\n"}) {
+    EXPECT_THAT(result.out, HasSubstr(text)) << text;
+  }
+  EXPECT_THAT(result.out, testing::Not(HasSubstr("forward ms")));
 }
 
 } // namespace
