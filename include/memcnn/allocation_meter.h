@@ -106,7 +106,8 @@ class AllocationLedger final : public c10::MemoryReportingInfoBase {
 /// starts itself. Blocks taken before it started count neither when they are
 /// there nor when they go; LibTorch logs the first of these that goes as a
 /// "memory block of unknown size", which is no error. Meters nest: the outer
-/// one goes on counting.
+/// one goes on counting. A replay of a CUDA graph takes no memory: meter its
+/// capture.
 ///
 /// Memory:   about 50 bytes per live block; no device is synchronised.
 /// Accuracy: exact; on CUDA in the allocator's blocks, multiples of 512 bytes.

@@ -51,8 +51,10 @@ namespace memcnn::detail {
 //    none before the capture.
 // 2. Random numbers are replayed: the second run of a branch draws those of its
 //    first, others in each replay. LibTorch's generators can be read and set in a
-//    capture from 2.10 on. Before, a branch that draws there is an error, unless
-//    preserve_rng_state(false) says that nothing has to be replayed.
+//    capture from 2.10 on. Before, any run there is an error, unless
+//    preserve_rng_state(false) says that nothing has to be replayed: whether a
+//    branch draws, kernels such as that of dropout say by the generator's state
+//    alone.
 // 3. Forward and backward of a node are in one capture, or both eager: what a
 //    node keeps for backward lies in memory of the one, which the other neither
 //    fills anew nor may free. Anything else is an error.
@@ -60,7 +62,9 @@ namespace memcnn::detail {
 //    capture: whatever was made before is read by every replay.
 // 5. Nothing waits for the device. What compares values on the host is an error
 //    in a capture: debug(true), check_invertible_module(). The exact mode checks
-//    on the device (Note [Exact mode], rule 3).
+//    on the device (Note [Exact mode], rule 3). A layer that reads a value itself,
+//    as batch normalisation with momentum(std::nullopt) does, fails as it would in
+//    the plain network.
 // 6. What the host decides is decided once, when the step is captured: options,
 //    train and eval mode, which blocks a budget keeps, and every check of this
 //    library; version counters do not move in a replay. An AllocationMeter sees

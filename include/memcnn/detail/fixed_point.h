@@ -74,16 +74,16 @@ class FixedPoint {
 
   /// Stops where a call before this one left the range, on a device that notes
   /// it (rule 3).
-  void report(const std::string& place, const at::Tensor& like) const {
+  void report(std::string place, const at::Tensor& like) const {
     if (capture_of(like.device()) == 0) {
-      flag(range(place, like), like).report();
+      flag(range(std::move(place), like), like).report();
     }
   }
 
   /// Stops where values have left the range in which sums are exact, or has the
   /// device note it. `place` begins the message.
-  void check_range(const std::string& place, const at::Tensor& tensor) const {
-    const ExactRange exact = range(place, tensor);
+  void check_range(std::string place, const at::Tensor& tensor) const {
+    const ExactRange exact = range(std::move(place), tensor);
     if (tensor.numel() == 0) {
       return;
     }
@@ -98,7 +98,7 @@ class FixedPoint {
   }
 
  private:
-  ExactRange range(const std::string& place, const at::Tensor& tensor) const {
+  ExactRange range(std::string place, const at::Tensor& tensor) const {
     const int64_t digits = digits_of(tensor.scalar_type());
     TORCH_CHECK_VALUE(
         fractional_bits_ < digits,
@@ -110,7 +110,7 @@ class FixedPoint {
         ", but got ",
         fractional_bits_,
         ". Set fewer fractional_bits, or convert the input with to().");
-    return {place, fractional_bits_, tensor.scalar_type()};
+    return {std::move(place), fractional_bits_, tensor.scalar_type()};
   }
 
   static RangeFlag& flag(const ExactRange& range, const at::Tensor& tensor) {
