@@ -384,6 +384,34 @@ TEST(NotedRangeInACapture, Rule3NeedsARunBefore) {
   memcnn::detail::cpu_notes_ranges() = false;
 }
 
+// And where a device does so by itself.
+
+TEST(NotedRangeCuda, Rule3OverflowIsToldByALaterCallAndByWhoAsks) {
+  if (!torch::cuda::is_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  memcnn::AdditiveCoupling coupling(
+      torch::nn::Linear(2, 2),
+      torch::nn::Linear(2, 2),
+      memcnn::CouplingOptions().fractional_bits(20)); // exact below 16
+  coupling->to(torch::kCUDA);
+  const auto run = [&](double value) {
+    coupling(torch::full({2, 4}, value, torch::kCUDA));
+    torch::cuda::synchronize(); // what the device noted is there
+  };
+  const auto told = ThrowsError<c10::ValueError>(
+      HasSubstr("AdditiveCoupling::forward(): expected values below 2^4 = 16"),
+      HasSubstr("(in an earlier call on cuda:0)."));
+  run(1);
+  run(100);
+  run(1); // has the device send what it noted
+  EXPECT_THAT([&] { run(1); }, told);
+  EXPECT_NO_THROW(run(1));
+  run(100);
+  EXPECT_THAT([] { memcnn::check_exact_range(torch::kCUDA); }, told);
+  EXPECT_NO_THROW(memcnn::check_exact_range({torch::kCUDA, 0}));
+}
+
 TEST(CheckExactRange, Rule3AsksNothingOfTheCpu) {
   EXPECT_NO_THROW(memcnn::check_exact_range(torch::kCPU));
 }

@@ -100,8 +100,9 @@ inline std::pair<uint64_t, uint64_t> pool_of(const void* memory) {
   return {0, 0};
 }
 
-/// A capture takes memory from a pool of its own: that of a tensor made here.
-/// It looks at all that the allocator holds, which is done at capture alone.
+/// A capture takes memory from a pool: that of a tensor made here. Captures that
+/// share a pool cannot be told apart. It looks at all that the allocator holds,
+/// which is done at capture alone.
 inline bool is_of_this_cuda_capture(const at::Tensor& tensor) {
   const at::Tensor here = at::empty({1}, tensor.options());
   try {
