@@ -31,8 +31,9 @@
 #include <utility>
 #include <vector>
 
-// A LibTorch without CUDA has CUDAGraph.h, too, but not this file of its build.
-#if __has_include(<c10/cuda/impl/cuda_cmake_macros.h>) && \
+// A LibTorch without CUDA has CUDAGraph.h, too, but not the first of these. Where
+// both are there, but a program does not link CUDA, it defines REVNET_NO_CUDA.
+#if !defined(REVNET_NO_CUDA) && __has_include(<c10/cuda/impl/cuda_cmake_macros.h>) && \
     __has_include(<cuda_runtime_api.h>)
 #define REVNET_HAS_CUDA_GRAPHS 1
 #include <ATen/cuda/CUDAGraph.h>
@@ -193,11 +194,11 @@ struct CapturedStepOptions {
 /// itself, and what it does on the host, does not run again. Each call is in
 /// order with what the caller's current stream was given before and after it.
 ///
-/// What the step does to the gradients belongs into it, first of all to set them
-/// to none: what a replay adds to must be what it has made itself. Likewise a
-/// value that changes from step to step is an input, or a tensor that is written
-/// in place, such as the learning rate of FusedSgd; that of torch::optim::SGD is
-/// a number, which all replays take from the step that was captured.
+/// A replay works on the memory of the step that was captured. So the step itself
+/// begins with setting gradients to none; a value that changes from step to step
+/// is an input, or a tensor that is written in place, as FusedSgd's learning rate
+/// is (that of torch::optim::SGD is a number, and stays as it was captured); and
+/// weights are loaded before the first call, since torch::load() moves them.
 ///
 /// Shapes:   inputs of every call as those of the first, on the device.
 /// Memory:   on a GPU, copies of the inputs, and for the graph what a step

@@ -196,6 +196,7 @@ TEST_F(CapturedStepCuda, RunsTheFunctionNoMoreOnceCaptured) {
     step({torch::full({4}, i, kGpu)});
   }
   EXPECT_EQ(calls, kWarmUp + 1);
+  EXPECT_GT(step.graph_bytes(), 0);
 }
 
 TEST_F(CapturedStepCuda, ReadsTheInputsOfEachCall) {
