@@ -115,13 +115,34 @@ inline void add_computation(CLI::App& app, Config& config) {
          config.memory_format,
          "How images and weights of convolutions lie in memory")
       ->check(support::one_of(memory_format_names()));
-  app.add_flag_callback(
-      "--no-cuda",
-      [&config] { config.use_cuda = false; },
-      "Stay on the CPU where a GPU is present");
   app.add_option(
          "--threads", config.threads, "Threads on the CPU; 0: one per core")
       ->transform(support::threads_from(0));
+}
+
+inline void add_gpu(CLI::App& app, Config& config) {
+  app.option_defaults()->group("On a GPU");
+  CLI::Option* no_cuda = app.add_flag_callback(
+      "--no-cuda",
+      [&config] { config.use_cuda = false; },
+      "Stay on the CPU where a GPU is present");
+  CLI::Option* no_graph = app.add_flag_callback(
+      "--no-cuda-graph",
+      [&config] { config.cuda_graph = false; },
+      "Launch the kernels of a GPU one by one, instead of each step as one CUDA "
+      "graph");
+  app.add_flag_callback(
+         "--cuda-graph",
+         [&config] { config.cuda_graph = true; },
+         "Insist on that graph: without a GPU, stop (default: a graph where "
+         "there is a GPU)")
+      ->excludes(no_cuda)
+      ->excludes(no_graph);
+  app.add_flag(
+      "--deterministic",
+      config.deterministic,
+      "On a GPU, choose algorithms that give the same bits in every run, "
+      "instead of the fastest");
 }
 
 inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
@@ -266,6 +287,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
       ->check(support::one_of(dataset_names()));
   detail::add_recipe(app, config);
   detail::add_computation(app, config);
+  detail::add_gpu(app, config);
   detail::add_comparisons(app, config, plain);
   detail::add_files(app, config);
   detail::add_reports(app, config);

@@ -32,6 +32,8 @@ struct Config {
 
   // Where the run happens. Results do not depend on it, but for rounding.
   bool use_cuda = true; // where a device is present
+  std::optional<bool> cuda_graph; // none: on a GPU, where it never costs time
+  bool deterministic = false; // the fastest algorithms add in any order
   int threads = 0; // 0: LibTorch's default, one per core
 
   // What is read and written.

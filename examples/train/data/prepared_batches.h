@@ -14,10 +14,9 @@ namespace training {
 /// caller computes with this one.
 class PreparedBatches {
  public:
-  /// With `pinned`, batches lie where a GPU can fetch them by itself.
-  PreparedBatches(TrainingBatches batches, bool pinned)
+  explicit PreparedBatches(TrainingBatches batches)
       : batches_(std::move(batches)),
-        slots_{batches_.empty_batch(pinned), batches_.empty_batch(pinned)} {}
+        slots_{batches_.empty_batch(), batches_.empty_batch()} {}
 
   PreparedBatches(const PreparedBatches&) = delete;
   PreparedBatches& operator=(const PreparedBatches&) = delete;

@@ -11,6 +11,7 @@
 #include "train/step/trainer.h"
 
 #include <fmt/format.h>
+#include <torch/types.h>
 #include <torch/utils.h>
 
 #include <string>
@@ -56,6 +57,17 @@ inline std::string precision(const Config& config) {
   return text;
 }
 
+/// How the steps of a GPU run; empty for a CPU.
+inline std::string launching(const Config& config, torch::Device device) {
+  if (!device.is_cuda()) {
+    return "";
+  }
+  return fmt::format(
+      ", {}{}",
+      uses_graph(config, device) ? "a step as one graph" : "kernel by kernel",
+      config.deterministic ? ", deterministic" : "");
+}
+
 } // namespace detail
 
 /// Prints what a run is before its first step: what is not as it was meant can
@@ -71,7 +83,7 @@ inline void print_banner(
       "  network   {} parameters ({:.2f} MiB), engine {}\n"
       "  data      {} training and {} test images of {} classes, {}\n"
       "  training  {}\n"
-      "  computed  on {}, {} thread{}, in {}, {}\n"
+      "  computed  on {}, {} thread{}, in {}, {}{}\n"
       "  results   {}\n"
       "{}",
       config.model,
@@ -89,6 +101,7 @@ inline void print_banner(
       threads == 1 ? "" : "s",
       detail::precision(config),
       config.memory_format,
+      detail::launching(config, trainer.device()),
       config.results_dir,
       hint ? fmt::format("  busy      {}\n", *hint) : "");
 }

@@ -23,7 +23,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hits, first, top5)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemoryUse, held_after_forward, peak)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LogMark, bytes, checksum)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    SinceRow,
+    StepSums,
     steps,
     loss,
     hits,

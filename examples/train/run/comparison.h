@@ -4,6 +4,7 @@
 #include <memcnn/allocation_meter.h>
 #include <memcnn/plain_autograd.h>
 
+#include "revnet/captured_step.h"
 #include "train/base/config.h"
 #include "train/data/images.h"
 #include "train/run/interrupt.h"
@@ -17,6 +18,7 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <cstdint>
 #include <optional>
 
 namespace training {
@@ -27,6 +29,35 @@ struct Comparison {
   RunState saving;
   RunState plain;
 };
+
+namespace detail {
+
+/// Steps that are not timed: those of a GPU in which libraries start up and try
+/// their algorithms, and the one that is captured.
+inline int64_t untimed_steps(const Trainer& trainer) {
+  return trainer.runs_ahead() ? revnet::CapturedStepOptions().warm_up() + 1 : 0;
+}
+
+/// What the timed steps of a network come to, and the memory of all.
+inline RunState
+measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
+  RunState state;
+  const int64_t untimed = untimed_steps(trainer);
+  const int64_t steps = untimed + config.compare_plain;
+  for (int64_t i = 0; i < steps && interrupted() == 0; ++i) {
+    progress.show(fmt::format(
+        "measuring engine {}: step {} of {}", config.engine, i + 1, steps));
+    trainer.step(i);
+    if (i + 1 == untimed) {
+      state.memory.include(trainer.read().sums.memory);
+    } else if (!trainer.runs_ahead() || i + 1 == steps) {
+      state.add(trainer.read().sums);
+    }
+  }
+  return state;
+}
+
+} // namespace detail
 
 /// Trains the twins one after the other, as many steps as the configuration
 /// says. Nothing where a signal asks to stop.
@@ -39,16 +70,7 @@ inline std::optional<Comparison> compare_with_plain(
   const auto train = [&](const Config& twin) {
     const memcnn::PlainAutogradGuard plain(is_plain(twin));
     Trainer trainer(twin, data, device, meter);
-    RunState state;
-    while (state.iteration < config.compare_plain && interrupted() == 0) {
-      progress.show(fmt::format(
-          "measuring engine {}: step {} of {}",
-          twin.engine,
-          state.iteration + 1,
-          config.compare_plain));
-      state.add(trainer.step(state.iteration));
-    }
-    return state;
+    return detail::measured_steps(twin, trainer, progress);
   };
   Comparison comparison{train(config), train(plain_twin(config))};
   progress.clear();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "train/base/config.h"
+#include "train/libtorch/device_memory.h"
 #include "train/numerics/numerics.h"
 #include "train/run/interrupt.h"
 #include "train/run/run_state.h"
@@ -88,14 +89,19 @@ inline void print_summary(
       to_mebibytes(trainer.parameter_bytes()),
       trainer.parameter_count());
   if (state.iteration > 0) {
-    say("  time per step       {:8.1f} ms   (median of {} steps)\n"
+    say("  time per step       {:8.1f} ms   (median of {} steps{})\n"
         "  held after forward  {:8.2f} MiB  (waits for backward)\n"
         "  peak of the step    {:8.2f} MiB  (beyond parameters, momentum, "
         "batch)",
         state.milliseconds_per_step(),
         state.step_milliseconds.size(),
+        trainer.runs_ahead() ? ", timed row by row" : "",
         to_mebibytes(state.memory.held_after_forward),
         to_mebibytes(state.memory.peak));
+  }
+  if (trainer.device().is_cuda()) {
+    say("  taken of the GPU    {:8.2f} MiB  (by images, graph and all else)",
+        to_mebibytes(taken_bytes(trainer.device())));
   }
 }
 

@@ -7,6 +7,7 @@
 #include "train/base/folder.h"
 #include "train/base/new_file.h"
 #include "train/data/images.h"
+#include "train/libtorch/device_memory.h"
 #include "train/run/classes.h"
 #include "train/run/comparison.h"
 #include "train/run/run_state.h"
@@ -27,7 +28,7 @@ namespace training {
 inline nlohmann::ordered_json make_row(
     const Config& config,
     const RunState& state) {
-  const SinceRow& since = state.since_row;
+  const StepSums& since = state.since_row;
   const auto steps = static_cast<double>(since.steps);
   const double images = steps * static_cast<double>(config.batch_size);
   return {
@@ -58,6 +59,8 @@ inline void write_run(
   nlohmann::ordered_json run = {
       {"config", recipe(config)},
       {"device", trainer.device().str()},
+      {"cuda_graph", uses_graph(config, trainer.device())},
+      {"deterministic", config.deterministic},
       {"threads", torch::get_num_threads()},
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
@@ -96,12 +99,17 @@ inline void write_results(
   nlohmann::ordered_json results = {
       {"config", recipe(config)},
       {"device", trainer.device().str()},
+      {"cuda_graph", uses_graph(config, trainer.device())},
+      {"deterministic", config.deterministic},
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
       {"test_accuracy", evaluation.accuracy},
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
       {"step", detail::measured(state)}};
+  if (trainer.device().is_cuda()) {
+    results["gpu_bytes"] = taken_bytes(trainer.device());
+  }
   auto& by_class = results["class_accuracy"];
   for (const auto& found : accuracy_by_class(evaluation, data.class_names)) {
     by_class[found.name] = found.accuracy;

@@ -21,6 +21,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -67,7 +68,7 @@ class Run final {
       if (stop) {
         return;
       }
-      step();
+      advance();
     }
   }
 
@@ -89,23 +90,67 @@ class Run final {
   }
 
  private:
-  void step() {
-    const StepResult step = trainer_.step(state_.iteration);
-    if (!std::isfinite(step.loss)) {
-      stop_on_bad("loss", step.loss, state_.iteration + 1);
+  /// Steps and reads what they have to tell: the next one or, where they run
+  /// ahead, those up to where that is needed.
+  void advance() {
+    const int64_t end =
+        trainer_.runs_ahead() ? next_due() : state_.iteration + 1;
+    int64_t begun = state_.iteration;
+    for (;;) {
+      trainer_.step(begun++);
+      if (begun == end || interrupted() != 0) {
+        break;
+      }
+      show_progress(begun);
     }
-    state_.add(step);
+    read();
+    show_progress(begun);
+  }
+
+  void read() {
+    const StepReport report = trainer_.read();
+    state_.add(report.sums);
+    last_ = report.sums;
+    if (report.bad_loss) {
+      stop_on_bad("loss", *report.bad_loss, state_.iteration + 1);
+    }
     if (state_.iteration == begun_ + 1 && !row_is_due()) {
       progress_.clear();
       print_row(make_row(config_, state_)); // people wait for a first sign
     }
-    const int64_t left = config_.iterations - state_.iteration;
+  }
+
+  /// By what was read last.
+  void show_progress(int64_t iteration) {
+    if (last_.steps == 0) {
+      return;
+    }
+    const auto steps = static_cast<double>(last_.steps);
+    const auto left = static_cast<double>(config_.iterations - iteration);
     progress_.show(fmt::format(
         "iteration {} of {}, loss {:.4f}, {} left",
-        state_.iteration,
+        iteration,
         config_.iterations,
-        step.loss,
-        remaining_time(step.milliseconds * static_cast<double>(left))));
+        last_.loss / steps,
+        remaining_time(last_.milliseconds / steps * left)));
+  }
+
+  /// The next iteration at which there is more to do than to step.
+  int64_t next_due() const {
+    if (state_.iteration == begun_) {
+      return begun_ + 1; // the first sign
+    }
+    int64_t next = config_.iterations;
+    for (const int64_t every :
+         {config_.log_every,
+          config_.evaluate_every,
+          config_.check_inverse,
+          config_.checkpoint_every}) {
+      if (every > 0) {
+        next = std::min(next, (state_.iteration / every + 1) * every);
+      }
+    }
+    return next;
   }
 
   void warn_of_evaluation(const Evaluation& evaluation) {
@@ -190,7 +235,7 @@ class Run final {
       print_evaluation(state_.iteration, *evaluation);
     }
     log_.add(row);
-    state_.since_row = SinceRow();
+    state_.since_row = StepSums();
   }
 
   void save() {
@@ -246,6 +291,7 @@ class Run final {
   RunState state_;
   int64_t begun_; // where this program has taken the run up
   int64_t saved_; // iteration of the last checkpoint
+  StepSums last_; // what was read last
   Trainer& trainer_;
   const CheckpointFiles& checkpoints_;
   Log& log_;

@@ -6,29 +6,11 @@
 #include "train/step/memory_use.h"
 #include "train/step/step_result.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace training {
-
-/// What the steps since the last row of the log add up to.
-struct SinceRow {
-  int64_t steps = 0;
-  double loss = 0;
-  Hits hits;
-  double milliseconds = 0;
-  double data_milliseconds = 0;
-  MemoryUse memory; // largest of these steps
-
-  void add(const StepResult& step) {
-    ++steps;
-    loss += step.loss;
-    hits += step.hits;
-    milliseconds += step.milliseconds;
-    data_milliseconds += step.data_milliseconds;
-    memory.include(step.memory);
-  }
-};
 
 /// How far a run has come and what it has measured: with the weights, all that
 /// a checkpoint has to hold.
@@ -36,16 +18,20 @@ struct RunState {
   int64_t iteration = 0; // steps done
   int64_t iterations = 0; // steps in all, as the run is meant to have
   std::vector<int64_t> earlier_iterations; // what that was before
-  SinceRow since_row;
-  std::vector<double> step_milliseconds; // of every step
+  StepSums since_row; // steps since the last row of the log
+  // Of every step; of steps that were read together, their mean.
+  std::vector<double> step_milliseconds;
   MemoryUse memory; // largest of all steps
   LogMark log; // the rows so far
 
-  void add(const StepResult& step) {
-    ++iteration;
-    since_row.add(step);
-    step_milliseconds.push_back(step.milliseconds);
-    memory.include(step.memory);
+  void add(const StepSums& sums) {
+    iteration += sums.steps;
+    since_row += sums;
+    step_milliseconds.insert(
+        step_milliseconds.end(),
+        static_cast<size_t>(sums.steps),
+        sums.milliseconds / static_cast<double>(sums.steps));
+    memory.include(sums.memory);
   }
 
   /// The learning rate falls at shares of the length: a run that is given

@@ -4,10 +4,12 @@
 #include <memcnn/allocation_meter.h>
 #include <memcnn/plain_autograd.h>
 
+#include "support/error.h"
 #include "train/base/config.h"
 #include "train/base/files.h"
 #include "train/base/folder.h"
 #include "train/data/data_set.h"
+#include "train/libtorch/algorithms.h"
 #include "train/run/banner.h"
 #include "train/run/begin.h"
 #include "train/run/checkpoint_files.h"
@@ -15,6 +17,7 @@
 #include "train/run/comparison.h"
 #include "train/run/interrupt.h"
 #include "train/run/log.h"
+#include "train/run/out_of_memory.h"
 #include "train/run/own_files.h"
 #include "train/run/print.h"
 #include "train/run/progress_line.h"
@@ -24,6 +27,7 @@
 #include "train/step/trainer.h"
 #include "train/weights/python_weights.h"
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <torch/cuda.h>
 #include <torch/utils.h>
@@ -39,9 +43,18 @@ namespace training {
 
 namespace detail {
 
-inline torch::Device device_for(const Config& config) {
-  return config.use_cuda && torch::cuda::is_available() ? torch::kCUDA
-                                                        : torch::kCPU;
+/// Where a run computes; its algorithms are chosen.
+inline torch::Device start_device(const Config& config) {
+  const bool has_gpu = config.use_cuda && torch::cuda::is_available();
+  if (config.cuda_graph == true && !has_gpu) {
+    throw support::Error(
+        "expected a GPU for --cuda-graph, but LibTorch finds none. Give no "
+        "--cuda-graph to train on the CPU.");
+  }
+  if (has_gpu) {
+    choose_algorithms(config.deterministic);
+  }
+  return has_gpu ? torch::kCUDA : torch::kCPU;
 }
 
 inline void keep_first(Images& images, int64_t count) {
@@ -71,12 +84,18 @@ inline bool finish(
   print_classes(*evaluation, data.class_names);
   std::optional<Comparison> comparison;
   if (config.compare_plain > 0) {
-    comparison =
-        compare_with_plain(config, data, trainer.device(), meter, progress);
-    if (!comparison) {
-      return false;
+    try {
+      comparison =
+          compare_with_plain(config, data, trainer.device(), meter, progress);
+      if (!comparison) {
+        return false;
+      }
+      print_comparison(config, *comparison);
+    } catch (const c10::OutOfMemoryError& error) {
+      // The plain twin takes more than all before; the run can do without.
+      progress.clear();
+      print_warning("the comparison is left out: " + reason_of(error));
     }
-    print_comparison(config, *comparison);
   }
   write_results(
       folder, config, data, run.state(), trainer, *evaluation, comparison);
@@ -113,19 +132,12 @@ print_lost_output(const Config& config, const RunState& state, bool finished) {
       stderr);
 }
 
-} // namespace detail
-
-/// Trains, evaluates and reports as the configuration says. Returns the exit
-/// code: 0, or 128 + the signal that stopped the run; that is SIGPIPE where
-/// something could not be printed.
-///
-/// Throws:   Error for all that the user can put right.
 inline int train(const Config& config) {
   if (!config.save_weights.empty()) {
     check_save_weights(config);
   }
   const memcnn::PlainAutogradGuard plain(is_plain(config));
-  const torch::Device device = detail::device_for(config);
+  const torch::Device device = start_device(config);
   if (config.threads > 0) {
     torch::set_num_threads(config.threads);
   }
@@ -140,7 +152,7 @@ inline int train(const Config& config) {
     print_warning(data.class_names_flaw);
   }
   const uint32_t images = fingerprint(data);
-  detail::keep_first(data.test, config.test_images);
+  keep_first(data.test, config.test_images);
   ResultsDir directory(config.results_dir);
   const Folder& folder = directory.folder();
   const CheckpointFiles checkpoints(folder);
@@ -165,18 +177,33 @@ inline int train(const Config& config) {
       config, images, std::move(state), trainer, checkpoints, log, progress);
   run.train();
   const bool finished =
-      detail::finish(config, data, folder, run, trainer, meter, progress);
+      finish(config, data, folder, run, trainer, meter, progress);
   if (output_error() != 0) {
-    detail::print_lost_output(config, run.state(), finished);
+    print_lost_output(config, run.state(), finished);
     return 128 + interrupted();
   }
   if (!finished) {
     say("stopped at iteration {}; {}",
         run.state().iteration,
-        detail::how_to_go_on(config));
+        how_to_go_on(config));
     return 128 + interrupted();
   }
   return 0;
+}
+
+} // namespace detail
+
+/// Trains, evaluates and reports as the configuration says. Returns the exit
+/// code: 0, or 128 + the signal that stopped the run; that is SIGPIPE where
+/// something could not be printed.
+///
+/// Throws:   Error for all that the user can put right.
+inline int train(const Config& config) {
+  try {
+    return detail::train(config);
+  } catch (const c10::OutOfMemoryError& error) {
+    throw out_of_memory(config, error);
+  }
 }
 
 } // namespace training

@@ -8,48 +8,26 @@
 
 #include <fmt/format.h>
 #include <torch/nn/module.h>
-#include <torch/optim/sgd.h>
 #include <torch/utils.h>
 
-#include <memory>
+#include <cstddef>
 #include <string>
-#include <utility>
 
 namespace training {
 
 namespace detail {
 
-/// What SGD keeps of a parameter's gradients: a tensor like it, made where the
-/// first step is still to come.
-inline torch::Tensor momentum_of(
-    const torch::Tensor& parameter,
-    torch::optim::SGD& optimizer) {
-  auto& state = optimizer.state()[parameter.unsafeGetTensorImpl()];
-  if (!state) {
-    auto made = std::make_unique<torch::optim::SGDParamState>();
-    made->momentum_buffer(torch::zeros_like(parameter));
-    state = std::move(made);
-  }
-  return static_cast<torch::optim::SGDParamState&>(*state).momentum_buffer();
-}
-
-inline bool has_momentum(torch::optim::SGD& optimizer) {
-  const auto& options = optimizer.param_groups().front().options();
-  return static_cast<const torch::optim::SGDOptions&>(options).momentum() != 0;
-}
-
 /// Parameters, buffers and momentum: the tensors themselves, not copies.
 inline StateDict learned_tensors(Trainer& trainer) {
   StateDict tensors;
   const torch::NoGradGuard no_grad;
-  const bool with_momentum = has_momentum(trainer.optimizer());
-  for (const auto& item : trainer.network().named_parameters()) {
+  const auto parameters = trainer.network().named_parameters();
+  for (const auto& item : parameters) {
     tensors.insert("network." + item.key(), item.value());
-    if (with_momentum) {
-      tensors.insert(
-          "momentum." + item.key(),
-          momentum_of(item.value(), trainer.optimizer()));
-    }
+  }
+  const auto& momentum = trainer.optimizer().momentum_buffers();
+  for (size_t i = 0; i < momentum.size(); ++i) {
+    tensors.insert("momentum." + parameters[i].key(), momentum[i]);
   }
   for (const auto& item : trainer.network().named_buffers()) {
     tensors.insert("network." + item.key(), item.value());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/allocation_meter.h>
+
 #include <algorithm>
 #include <cstdint>
 
@@ -22,5 +24,27 @@ struct MemoryUse {
 inline double to_mebibytes(int64_t bytes) {
   return static_cast<double>(bytes) / (1024.0 * 1024.0);
 }
+
+/// Measures what a step takes from here on.
+class MemoryWatch final {
+ public:
+  explicit MemoryWatch(memcnn::AllocationMeter& meter)
+      : meter_(meter), before_(meter.held_bytes()) {
+    meter.reset_peak();
+  }
+
+  void note_end_of_forward() {
+    held_ = meter_.held_bytes() - before_;
+  }
+
+  MemoryUse use() const {
+    return {held_, meter_.peak_bytes() - before_};
+  }
+
+ private:
+  memcnn::AllocationMeter& meter_;
+  int64_t before_;
+  int64_t held_ = 0;
+};
 
 } // namespace training

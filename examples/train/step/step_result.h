@@ -21,13 +21,30 @@ struct Hits {
   }
 };
 
-/// What one training step has to tell.
-struct StepResult {
-  double loss = 0; // mean over the batch
+/// What some training steps add up to.
+struct StepSums {
+  int64_t steps = 0;
+  double loss = 0; // of means over a batch
   Hits hits;
   double milliseconds = 0;
-  double data_milliseconds = 0; // of these, waiting for the batch
-  MemoryUse memory;
+  double data_milliseconds = 0; // of these, waiting for batches
+  MemoryUse memory; // largest of these steps
+
+  StepSums& operator+=(const StepSums& other) {
+    steps += other.steps;
+    loss += other.loss;
+    hits += other.hits;
+    milliseconds += other.milliseconds;
+    data_milliseconds += other.data_milliseconds;
+    memory.include(other.memory);
+    return *this;
+  }
+};
+
+/// What training steps have to tell.
+struct StepReport {
+  StepSums sums; // of the steps that changed the weights
+  std::optional<double> bad_loss; // of the next, not finite, which changed none
 };
 
 /// What the test images of one class have to tell.

@@ -5,209 +5,101 @@
 
 #include "train/base/config.h"
 #include "train/data/batches.h"
+#include "train/data/crops.h"
+#include "train/data/device_batches.h"
+#include "train/data/device_images.h"
 #include "train/data/images.h"
-#include "train/data/prepared_batches.h"
-#include "train/libtorch/autocast.h"
-#include "train/libtorch/device_read.h"
-#include "train/step/loss.h"
+#include "train/data/normalisation.h"
+#include "train/step/device_steps.h"
+#include "train/step/evaluate.h"
+#include "train/step/host_steps.h"
+#include "train/step/learner.h"
 #include "train/step/network.h"
 #include "train/step/step_result.h"
+#include "train/step/steps.h"
 
 #include <torch/nn.h>
-#include <torch/optim/sgd.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
 namespace training {
 
-namespace detail {
+/// Who makes batches and counts what steps add up to.
+enum class StepsOn { kHost, kDevice };
 
-class Stopwatch {
- public:
-  double milliseconds() const {
-    const std::chrono::duration<double, std::milli> time =
-        std::chrono::steady_clock::now() - start_;
-    return time.count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ =
-      std::chrono::steady_clock::now();
-};
-
-/// The network, moved there.
-template <class Network>
-Network moved_to(torch::Device device, Network network) {
-  network.ptr()->to(device);
-  return network;
+/// Where steps of a device are best off.
+inline StepsOn best_for(torch::Device device) {
+  return device.is_cpu() ? StepsOn::kHost : StepsOn::kDevice;
 }
 
-inline torch::optim::SGDOptions optimizer_options(const Config& config) {
-  return torch::optim::SGDOptions(config.learning_rate)
-      .momentum(config.momentum)
-      .weight_decay(config.weight_decay);
+/// Whether steps on a device are to be CUDA graphs.
+inline bool uses_graph(const Config& config, torch::Device device) {
+  return device.is_cuda() && config.cuda_graph.value_or(true);
 }
 
-/// Which of the five highest logits is that of the right class, (N, 5), bool;
-/// fewer of fewer classes.
-inline torch::Tensor ranked_hits(
-    const torch::Tensor& logits,
-    const torch::Tensor& labels) {
-  const int64_t count = std::min<int64_t>(5, logits.size(1));
-  return std::get<1>(logits.detach().topk(count, 1)) == labels.unsqueeze(1);
-}
-
-/// Loss, hits and hits among the first five, (3), float64: one tensor, so that
-/// one copy brings them to the CPU.
-inline torch::Tensor figures(
-    const torch::Tensor& loss,
-    const torch::Tensor& hits) {
-  return torch::stack(
-      {loss.detach().to(torch::kFloat64),
-       hits.select(1, 0).sum().to(torch::kFloat64),
-       hits.sum().to(torch::kFloat64)});
-}
-
-inline Hits hits_of(const torch::Tensor& figures) {
-  const auto* values = figures.const_data_ptr<double>();
-  return {static_cast<int64_t>(values[1]), static_cast<int64_t>(values[2])};
-}
-
-/// `hits` says of each image whether it was classified right.
-inline void add_to_classes(
-    std::vector<ClassResult>& classes,
-    const torch::Tensor& labels,
-    const torch::Tensor& hits) {
-  const auto* label = labels.const_data_ptr<int64_t>();
-  const auto* hit = hits.const_data_ptr<bool>();
-  for (int64_t image = 0; image < labels.numel(); ++image) {
-    ClassResult& result = classes[static_cast<size_t>(label[image])];
-    ++result.images;
-    result.hits += hit[image] ? 1 : 0;
-  }
-}
-
-} // namespace detail
-
-/// A network, its optimizer and its data: all that a step touches.
+/// A network, its optimizer and its data: all that training touches.
 class Trainer {
  public:
-  /// The meter must count the memory of `device` and outlive the trainer. The
-  /// data stay on the CPU; a batch at a time goes to the device.
+  /// The meter must count the memory of `device` and outlive the trainer.
+  /// `steps_on` is for tests: what a GPU does runs on a CPU, too.
   Trainer(
       const Config& config,
       const DataSet& data,
       torch::Device device,
-      memcnn::AllocationMeter& meter)
-      : config_(config),
-        device_(device),
-        meter_(meter),
-        network_(
-            detail::moved_to(device, make_network(config, data.num_classes))),
-        optimizer_(network().parameters(), detail::optimizer_options(config)),
-        num_classes_(data.num_classes),
-        test_(data.test),
+      memcnn::AllocationMeter& meter,
+      std::optional<StepsOn> steps_on = std::nullopt)
+      : num_classes_(data.num_classes),
+        // A GPU has the room, and waits for the host less often.
+        test_batch_(device.is_cpu() ? 200 : 1000),
         normalise_(data.train.pixels),
-        batches_(
-            TrainingBatches(
-                data.train,
-                normalise_,
-                config.batch_size,
-                config.seed),
-            /*pinned=*/device.is_cuda()) {}
+        test_(data.test, normalise_, device, memory_format_of(config)),
+        learner_(config, data.num_classes, device),
+        steps_(make_steps(
+            config,
+            data.train,
+            meter,
+            steps_on.value_or(best_for(device)))) {}
 
-  /// Learns from one batch. A loss that is not finite comes back as it is, and
-  /// the weights stay as they were.
-  StepResult step(int64_t iteration) {
-    const detail::Stopwatch watch;
-    network().train();
-    for (auto& group : optimizer_.param_groups()) {
-      group.options().set_lr(learning_rate_at(config_, iteration));
-    }
-    const Batch batch = on_device(batches_.at(iteration));
-    optimizer_.zero_grad();
-
-    StepResult result;
-    result.data_milliseconds = watch.milliseconds();
-    const int64_t before = meter_.held_bytes();
-    meter_.reset_peak();
-    const auto [loss, hits] = forward(batch);
-    const DeviceRead read(detail::figures(loss, hits));
-    result.memory.held_after_forward = meter_.held_bytes() - before;
-    loss.backward();
-    // A GPU has long begun with backward when these arrive.
-    const torch::Tensor arrived = read.wait();
-    result.loss = arrived[0].item<double>();
-    result.hits = detail::hits_of(arrived);
-    if (std::isfinite(result.loss)) {
-      optimizer_.step();
-    }
-    result.memory.peak = meter_.peak_bytes() - before;
-    result.milliseconds = watch.milliseconds();
-    return result;
+  /// Learns from the batch of an iteration: see Steps.
+  void step(int64_t iteration) {
+    steps_->step(iteration);
   }
 
-  /// Classifies the test images, as they are. `go_on` is told the share done;
-  /// where it returns false, the evaluation stops, and nothing is returned.
+  /// What the steps since the last call have to tell: see Steps.
+  StepReport read() {
+    return steps_->read();
+  }
+
+  bool runs_ahead() const {
+    return steps_->run_ahead();
+  }
+
+  /// Classifies the test images: see training::evaluate().
   std::optional<Evaluation> evaluate(const std::function<bool(double)>& go_on) {
-    const torch::NoGradGuard no_grad;
-    network().eval();
-    const auto count = static_cast<double>(test_.size());
-    double loss = 0;
-    Hits hits;
-    std::vector<ClassResult> classes(static_cast<size_t>(num_classes_));
-    std::optional<int64_t> not_finite;
-    for (int64_t first = 0; first < test_.size(); first += kTestBatch) {
-      if (!go_on(static_cast<double>(first) / count)) {
-        return std::nullopt;
-      }
-      const Batch batch = test_batch(first);
-      const Forward result = forward(batch);
-      const torch::Tensor figures =
-          detail::figures(result.loss, result.hits).cpu();
-      if (!not_finite && !std::isfinite(figures[0].item<double>())) {
-        not_finite = first;
-      }
-      loss +=
-          figures[0].item<double>() * static_cast<double>(batch.labels.size(0));
-      hits += detail::hits_of(figures);
-      detail::add_to_classes(
-          classes,
-          batch.labels.cpu(),
-          result.hits.select(1, 0).cpu().contiguous());
-    }
-    return Evaluation{
-        loss / count,
-        static_cast<double>(hits.first) / count,
-        static_cast<double>(hits.top5) / count,
-        std::move(classes),
-        not_finite};
+    return training::evaluate(
+        learner_, test_, test_batch_, num_classes_, go_on);
   }
 
   /// The test images from that one on, as many as evaluate() takes at once.
   Batch test_batch(int64_t first) const {
-    return on_device(
-        training::test_batch(test_, normalise_, first, kTestBatch));
+    return test_.whole(first, test_batch_);
   }
 
   /// The batch of an iteration once more, to look into what it did.
   Batch batch(int64_t iteration) {
-    return on_device(batches_.at(iteration));
+    return steps_->batch(iteration);
   }
 
   bool weights_are_finite() const {
-    const auto parameters = network().parameters();
-    return std::all_of(
-        parameters.begin(), parameters.end(), [](const torch::Tensor& weights) {
-          return torch::isfinite(weights).all().item<bool>();
-        });
+    std::vector<torch::Tensor> flawed; // one wait for all
+    for (const torch::Tensor& weights : network().parameters()) {
+      flawed.push_back(torch::isfinite(weights).logical_not().any());
+    }
+    return !torch::stack(flawed).any().item<bool>();
   }
 
   int64_t parameter_count() const {
@@ -227,51 +119,47 @@ class Trainer {
   }
 
   revnet::RevNetImpl& network() const {
-    return *network_.ptr();
+    return learner_.network();
   }
 
-  torch::optim::SGD& optimizer() {
-    return optimizer_;
+  revnet::FusedSgd& optimizer() {
+    return learner_.optimizer();
   }
 
   torch::Device device() const {
-    return device_;
+    return learner_.device();
   }
 
  private:
-  static constexpr int64_t kTestBatch = 200;
-
-  struct Forward {
-    torch::Tensor loss; // mean over the batch
-    torch::Tensor hits; // of ranked_hits()
-  };
-
-  Forward forward(const Batch& batch) {
-    const AutocastGuard autocast(device_.type(), config_.amp);
-    const torch::Tensor logits =
-        network_->forward(batch.images).to(torch::kFloat32);
-    const torch::Tensor loss = loss_of(logits, batch.labels);
-    return {loss, detail::ranked_hits(logits, batch.labels)};
+  std::unique_ptr<Steps> make_steps(
+      const Config& config,
+      const Images& images,
+      memcnn::AllocationMeter& meter,
+      StepsOn steps_on) {
+    const auto format = memory_format_of(config);
+    if (steps_on == StepsOn::kHost) {
+      return std::make_unique<HostSteps>(
+          learner_,
+          TrainingBatches(images, normalise_, config.batch_size, config.seed),
+          format,
+          meter);
+    }
+    return std::make_unique<DeviceSteps>(
+        learner_,
+        DeviceBatches(
+            DeviceImages(images, normalise_, device(), format),
+            TrainingCrops(images.size(), config.batch_size, config.seed),
+            device()),
+        meter,
+        uses_graph(config, device()));
   }
 
-  Batch on_device(const Batch& batch) const {
-    const auto move = [&](const torch::Tensor& tensor) {
-      return tensor.to(device_, /*non_blocking=*/true);
-    };
-    return {
-        move(batch.images).contiguous(memory_format_of(config_)),
-        move(batch.labels)};
-  }
-
-  Config config_;
-  torch::Device device_;
-  memcnn::AllocationMeter& meter_;
-  revnet::RevNet network_;
-  torch::optim::SGD optimizer_;
   int64_t num_classes_;
-  Images test_;
+  int64_t test_batch_;
   Normalisation normalise_;
-  PreparedBatches batches_;
+  DeviceImages test_;
+  Learner learner_;
+  std::unique_ptr<Steps> steps_;
 };
 
 } // namespace training

@@ -4,6 +4,7 @@
 #include "train/base/checksum.h"
 #include "train/data/batches.h"
 #include "train/data/cifar.h"
+#include "train/data/device_images.h"
 #include "train/data/images.h"
 #include "train/data/normalisation.h"
 #include "train/data/prepared_batches.h"
@@ -156,13 +157,15 @@ TEST(Normalisation, UsesMeanAndVarianceOfTheTrainingImages) {
       torch::randint(20, 90, {40, 3, 32, 32}, torch::kUInt8),
       torch::arange(40)};
   const Normalisation normalise(images.pixels);
-  const Batch batch = test_batch(images, normalise, 0, 40);
+  const DeviceImages on_cpu(
+      images, normalise, torch::kCPU, at::MemoryFormat::Contiguous);
+  const Batch batch = on_cpu.whole(0, 40);
   EXPECT_TRUE(torch::equal(batch.labels, images.labels));
   EXPECT_TRUE(torch::allclose(
       batch.images.mean({0, 2, 3}), torch::zeros({3}), 0, 1e-4));
   EXPECT_TRUE(torch::allclose(
       batch.images.std({0, 2, 3}, /*unbiased=*/false), torch::ones({3}), 1e-4));
-  const Batch last = test_batch(images, normalise, 30, 20);
+  const Batch last = on_cpu.whole(30, 20);
   EXPECT_TRUE(torch::equal(last.images, batch.images.narrow(0, 30, 10)));
 }
 
@@ -233,7 +236,7 @@ TEST(PreparedBatches, AreTheTrainingBatchesInAnyOrder) {
   Images images{
       torch::randint(256, {12, 3, 32, 32}, torch::kUInt8), torch::arange(12)};
   TrainingBatches batches(images, Normalisation(images.pixels), 4, /*seed=*/1);
-  PreparedBatches prepared(batches, /*pinned=*/false);
+  PreparedBatches prepared(batches);
   for (const int64_t iteration : {0, 1, 2, 3, 3, 7, 8, 2}) {
     const Batch& found = prepared.at(iteration);
     const Batch expected = batches.at(iteration);

@@ -221,6 +221,41 @@ TEST_F(TrainProgram, RejectsEnginesThatDoNotFit) {
       "\"wrapper\".");
 }
 
+TEST_F(TrainProgram, RejectsAGraphWithoutAGpu) {
+  expect_error(
+      train("revnet38 synthetic --cuda-graph --no-cuda"),
+      "expected a valid command line, but got: --no-cuda excludes "
+      "--cuda-graph. See memcnn_train --help.");
+  expect_error(
+      train("revnet38 synthetic --cuda-graph --no-cuda-graph"),
+      "expected a valid command line, but got: --no-cuda-graph "
+      "excludes --cuda-graph. See memcnn_train --help.");
+  expect_error( // none is visible
+      train_shell(
+          "CUDA_VISIBLE_DEVICES= $TRAIN revnet38 synthetic --cuda-graph"),
+      "expected a GPU for --cuda-graph, but LibTorch finds none. Give no "
+      "--cuda-graph to train on the CPU.");
+}
+
+TEST_F(TrainProgram, SaysHowItsStepsRun) {
+  const auto result = short_run(
+      "resnet32 synthetic --iterations 1 --no-cuda-graph --deterministic");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const auto results = directory_ / "results/resnet32-synthetic";
+  for (const char* name : {"run.json", "results.json"}) {
+    EXPECT_THAT(
+        read(results / name),
+        AllOf(
+            HasSubstr("\"cuda_graph\": false"),
+            HasSubstr("\"deterministic\": true")))
+        << name;
+  }
+  // They are no part of the recipe.
+  const auto again = short_run("resnet32 synthetic --iterations 2");
+  EXPECT_THAT(again.out, StartsWith("going on from "));
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+}
+
 TEST_F(TrainProgram, RejectsBatchLargerThanDataSet) {
   expect_error( // and leaves no folder
       train("resnet32 synthetic --batch-size 20000"),

@@ -35,7 +35,8 @@ Checkpoint some_checkpoint() {
   Checkpoint checkpoint;
   checkpoint.recipe = {{"model", "resnet32"}, {"learning_rate", 0.1}};
   checkpoint.images = 0xfedcba98;
-  StepResult step;
+  StepSums step;
+  step.steps = 1;
   step.loss = 1.0 / 3;
   step.milliseconds = 2.5;
   checkpoint.state.add(step);

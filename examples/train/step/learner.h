@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "revnet/fused_sgd.h"
+#include "revnet/revnet.h"
+#include "train/base/config.h"
+#include "train/data/batches.h"
+#include "train/libtorch/autocast.h"
+#include "train/step/figures.h"
+#include "train/step/loss.h"
+#include "train/step/memory_use.h"
+#include "train/step/network.h"
+
+#include <torch/nn.h>
+#include <torch/optim/sgd.h>
+
+#include <cstdint>
+
+namespace training {
+
+namespace detail {
+
+/// The network, moved there.
+template <class Network>
+Network moved_to(torch::Device device, Network network) {
+  network.ptr()->to(device);
+  return network;
+}
+
+inline torch::optim::SGDOptions optimizer_options(const Config& config) {
+  return torch::optim::SGDOptions(config.learning_rate)
+      .momentum(config.momentum)
+      .weight_decay(config.weight_decay);
+}
+
+} // namespace detail
+
+/// A network on a device, and the optimizer of its weights: what a step changes.
+class Learner final {
+ public:
+  struct Forward {
+    torch::Tensor loss; // mean over the batch
+    torch::Tensor hits; // of ranked_hits()
+  };
+
+  Learner(const Config& config, int64_t num_classes, torch::Device device)
+      : config_(config),
+        device_(device),
+        network_(detail::moved_to(device, make_network(config, num_classes))),
+        optimizer_(network().parameters(), detail::optimizer_options(config)) {}
+
+  Learner(const Learner&) = delete;
+  Learner& operator=(const Learner&) = delete;
+
+  /// What a step of this iteration needs, beside its batch.
+  void prepare_step(int64_t iteration) {
+    network().train();
+    const double rate = learning_rate_at(config_, iteration);
+    if (rate != optimizer_.lr()) {
+      optimizer_.set_lr(rate);
+    }
+  }
+
+  Forward forward(const Batch& batch) {
+    const AutocastGuard autocast(device_.type(), config_.amp);
+    const torch::Tensor logits =
+        network_->forward(batch.images).to(torch::kFloat32);
+    return {loss_of(logits, batch.labels), ranked_hits(logits, batch.labels)};
+  }
+
+  /// Forward and backward. Returns figures_of() the batch; the gradients are
+  /// those of the parameters.
+  torch::Tensor forward_and_backward(const Batch& batch, MemoryWatch& memory) {
+    const auto [loss, hits] = forward(batch);
+    memory.note_end_of_forward();
+    loss.backward();
+    return figures_of(loss, hits);
+  }
+
+  revnet::RevNetImpl& network() const {
+    return *network_.ptr();
+  }
+
+  revnet::FusedSgd& optimizer() {
+    return optimizer_;
+  }
+
+  torch::Device device() const {
+    return device_;
+  }
+
+ private:
+  Config config_;
+  torch::Device device_;
+  revnet::RevNet network_;
+  revnet::FusedSgd optimizer_;
+};
+
+} // namespace training
