@@ -96,9 +96,12 @@ class CudaGraph final : public Graph {
     // A graph has memory of its own: what warm-up left cached is in its way.
     c10::cuda::CUDACachingAllocator::emptyCache();
     const int64_t reserved_before = reserved_bytes();
-    graph_.capture_begin();
+    // Threads that do not take part, such as one that pins the next batch, may
+    // go on.
+    graph_.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
     try {
       work();
+      check_for_work();
       graph_.capture_end();
       bytes_ = reserved_bytes() - reserved_before;
     } catch (...) {
@@ -128,6 +131,18 @@ class CudaGraph final : public Graph {
     c10::Event event(awaited.device_type());
     event.record(awaited);
     event.block(waiting);
+  }
+
+  /// Stops where a capture has recorded nothing, whose replay would do nothing.
+  void check_for_work() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    cudaGraph_t graph = nullptr;
+    size_t nodes = 0;
+    C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream_, &status, nullptr, &graph));
+    if (status == cudaStreamCaptureStatusActive) {
+      C10_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+      TORCH_CHECK(nodes > 0, "no work on the stream that it was given.");
+    }
   }
 
   /// Ends a capture that failed, whatever state CUDA has it in.
@@ -354,8 +369,9 @@ class CapturedStep final {
           "CapturedStep::operator(): expected a step that a CUDA graph can "
           "hold, but got, while it was captured: ",
           detail::reason(error),
-          " Take out of the step what waits for the GPU or pins memory, such "
-          "as item(), cpu() and printing, or set enabled(false).");
+          " Take out of the step what waits for the GPU, pins memory or sets "
+          "another stream, such as item(), cpu() and printing, or set "
+          "enabled(false).");
     }
     captured_ = true;
   }

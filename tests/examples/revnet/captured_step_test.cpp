@@ -8,6 +8,8 @@
 
 #include <memcnn/plain_autograd.h>
 
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
@@ -18,6 +20,7 @@
 #include <ostream>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -257,9 +260,9 @@ TEST_F(CapturedStepCuda, SaysThatAStepReadsAValueOnTheHost) {
       ThrowsError<c10::Error>(AllOf(
           StartsWith("CapturedStep::operator(): expected a step that a CUDA "
                      "graph can hold, but got, while it was captured: "),
-          HasSubstr(" Take out of the step what waits for the GPU or pins "
-                    "memory, such as item(), cpu() and printing, or set "
-                    "enabled(false)."))));
+          HasSubstr(" Take out of the step what waits for the GPU, pins memory "
+                    "or sets another stream, such as item(), cpu() and "
+                    "printing, or set enabled(false)."))));
   EXPECT_FALSE(step.is_captured());
   expect_usable_gpu();
   EXPECT_THAT(
@@ -285,6 +288,38 @@ TEST_F(CapturedStepCuda, SaysWhatAStepThrewWhileItWasCaptured) {
       [&] { step(); },
       ThrowsError<c10::Error>(HasSubstr("while it was captured: full moon.")));
   expect_usable_gpu();
+}
+
+TEST_F(CapturedStepCuda, SaysThatAStepDoesNothingWhereItIsCaptured) {
+  Tensor count = torch::zeros({1}, kGpu);
+  CapturedStep step(
+      kGpu,
+      [&](const Tensors&) {
+        const c10::impl::VirtualGuardImpl cuda(torch::kCUDA);
+        const c10::StreamGuard elsewhere(cuda.getDefaultStream(kGpu));
+        return Tensors{count.add_(1)};
+      },
+      few());
+  warm_up(step);
+  EXPECT_THAT(
+      [&] { step(); },
+      ThrowsError<c10::Error>(
+          HasSubstr("no work on the stream that it was given.")));
+  expect_usable_gpu();
+}
+
+TEST_F(CapturedStepCuda, LetsOtherThreadsPinMemory) {
+  CapturedStep step(
+      kGpu,
+      [](const Tensors&) {
+        std::thread([] {
+          torch::empty({1 << 20}, torch::TensorOptions().pinned_memory(true));
+        }).join();
+        return Tensors{torch::ones({3}, kGpu)};
+      },
+      few());
+  warm_up(step);
+  EXPECT_EQ(step()[0].sum().item<double>(), 3);
 }
 
 /// A step that from one of its calls on wants more memory than any GPU has.
