@@ -26,7 +26,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,15 +79,15 @@ class CudaGraph final : public Graph {
 
   void warm_up(const Function& work) override {
     const auto caller = c10::cuda::getCurrentCUDAStream(stream_.device_index());
-    make_wait(stream_, caller);
+    order(caller, stream_);
     try {
       const c10::cuda::CUDAStreamGuard guard(stream_);
       work();
     } catch (...) {
-      make_wait(caller, stream_);
+      order(stream_, caller);
       throw;
     }
-    make_wait(caller, stream_);
+    order(stream_, caller);
   }
 
   void capture(const Function& work) override {
@@ -96,8 +95,7 @@ class CudaGraph final : public Graph {
     // A graph has memory of its own: what warm-up left cached is in its way.
     c10::cuda::CUDACachingAllocator::emptyCache();
     const int64_t reserved_before = reserved_bytes();
-    // Threads that do not take part, such as one that pins the next batch, may
-    // go on.
+    // Other threads may go on, such as one that pins the next batch.
     graph_.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
     try {
       work();
@@ -120,21 +118,20 @@ class CudaGraph final : public Graph {
 
  private:
   int64_t reserved_bytes() const {
-    const auto stats =
-        c10::cuda::CUDACachingAllocator::getDeviceStats(stream_.device_index());
+    namespace allocator = c10::cuda::CUDACachingAllocator;
+    const auto stats = allocator::getDeviceStats(stream_.device_index());
     return stats.reserved_bytes[/*all pools*/ 0].current;
   }
 
-  static void make_wait(
-      const c10::Stream& waiting,
-      const c10::Stream& awaited) {
-    c10::Event event(awaited.device_type());
-    event.record(awaited);
-    event.block(waiting);
+  static void order(const c10::Stream& first, const c10::Stream& then) {
+    c10::Event event(first.device_type());
+    event.record(first);
+    event.block(then);
   }
 
   /// Stops where a capture has recorded nothing, whose replay would do nothing.
   void check_for_work() const {
+#if CUDART_VERSION >= 12000 // before, CUDA does not tell the graph
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     cudaGraph_t graph = nullptr;
     size_t nodes = 0;
@@ -143,6 +140,7 @@ class CudaGraph final : public Graph {
       C10_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
       TORCH_CHECK(nodes > 0, "no work on the stream that it was given.");
     }
+#endif
   }
 
   /// Ends a capture that failed, whatever state CUDA has it in.
@@ -155,11 +153,9 @@ class CudaGraph final : public Graph {
     try {
       cudaGraph_t captured = nullptr;
       cudaStreamEndCapture(stream_, &captured);
-      if (captured != nullptr) {
-        cudaGraphDestroy(captured);
-      }
+      cudaGraphDestroy(captured); // if there is one
       cudaGetLastError(); // reported already
-      cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal);
+      cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
       cudaLaunchHostFunc(
           stream_, [](void*) {}, nullptr);
       graph_.capture_end();
@@ -255,18 +251,12 @@ class CapturedStep final {
     check(inputs);
     if (!graph_) {
       outputs_ = run(inputs);
-      return outputs_;
-    }
-    copy(inputs);
-    if (calls_ < options_.warm_up()) {
-      warm_up();
+    } else if (copy(inputs); calls_ < options_.warm_up()) {
+      in_phase("warm-up", [this] {
+        graph_->warm_up([this] { outputs_ = run(inputs_); });
+      });
     } else {
-      failed_ = true; // until all went well
-      if (!captured_) {
-        capture();
-      }
-      replay();
-      failed_ = false;
+      run_graph();
     }
     ++calls_;
     return outputs_;
@@ -285,34 +275,26 @@ class CapturedStep final {
  private:
   /// Holds the inputs against those of the first call.
   void check(const Tensors& inputs) {
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      TORCH_CHECK_VALUE(
-          inputs[i].device() == device_,
-          "CapturedStep::operator(): expected input ",
-          i,
-          " to be on ",
-          device_,
-          ", but got it on ",
-          inputs[i].device(),
-          ". Move it there before the call.");
-    }
-    if (!inputs_) {
+    if (calls_ == 0) {
       allocate(inputs);
     }
     TORCH_CHECK_VALUE(
-        inputs.size() == inputs_->size(),
+        inputs.size() == inputs_.size(),
         "CapturedStep::operator(): expected ",
-        inputs_->size(),
+        inputs_.size(),
         " inputs as in the first call, but got ",
         inputs.size(),
         ". Make a CapturedStep for each number of inputs.");
     for (size_t i = 0; i < inputs.size(); ++i) {
-      const torch::Tensor &first = (*inputs_)[i], &input = inputs[i];
+      const torch::Tensor &first = inputs_[i], &input = inputs[i];
       TORCH_CHECK_VALUE(
-          input.sizes() == first.sizes() && input.dtype() == first.dtype(),
+          input.device() == device_ && input.dtype() == first.dtype() &&
+              input.sizes() == first.sizes(),
           "CapturedStep::operator(): expected input ",
           i,
-          " to be like that of the first call, ",
+          " on ",
+          device_,
+          " and, as in the first call, ",
           first.dtype(),
           " of sizes ",
           first.sizes(),
@@ -320,23 +302,25 @@ class CapturedStep final {
           input.dtype(),
           " of sizes ",
           input.sizes(),
-          ". Make a CapturedStep for each kind of input.");
+          " on ",
+          input.device(),
+          ". Move it, or make a CapturedStep for each kind of input.");
     }
   }
 
   /// Makes the tensors that a graph reads; without one, their kinds alone.
   void allocate(const Tensors& inputs) {
-    inputs_.emplace();
+    inputs_.clear();
     for (const torch::Tensor& input : inputs) {
       const auto device = graph_ ? device_ : torch::Device(torch::kMeta);
-      inputs_->push_back(torch::empty_like(input, device));
+      inputs_.push_back(torch::empty_like(input, device));
     }
   }
 
   void copy(const Tensors& inputs) {
     const torch::NoGradGuard no_grad;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      (*inputs_)[i].copy_(inputs[i]);
+      inputs_[i].copy_(inputs[i]);
     }
   }
 
@@ -348,19 +332,19 @@ class CapturedStep final {
     return outputs;
   }
 
-  void warm_up() {
-    try {
-      graph_->warm_up([this] { outputs_ = run(*inputs_); });
-    } catch (const std::exception& error) {
-      check_memory("warm-up", error);
-      throw;
+  void run_graph() {
+    failed_ = true; // until all went well
+    if (!captured_) {
+      capture();
     }
+    in_phase("replay", [this] { graph_->replay(); });
+    failed_ = false;
   }
 
   void capture() {
     outputs_.clear(); // the graph has its own
     try {
-      graph_->capture([this] { outputs_ = run(*inputs_); });
+      graph_->capture([this] { outputs_ = run(inputs_); });
     } catch (const std::exception& error) {
       graph_.reset(); // gives its memory back
       check_memory("capture", error);
@@ -376,11 +360,12 @@ class CapturedStep final {
     captured_ = true;
   }
 
-  void replay() {
+  template <class Work>
+  void in_phase(const char* phase, const Work& work) const {
     try {
-      graph_->replay();
+      work();
     } catch (const std::exception& error) {
-      check_memory("replay", error);
+      check_memory(phase, error);
       throw;
     }
   }
@@ -404,7 +389,7 @@ class CapturedStep final {
   Function step_;
   CapturedStepOptions options_;
   std::unique_ptr<detail::Graph> graph_; // none: every call is eager
-  std::optional<Tensors> inputs_; // from the first call on
+  Tensors inputs_; // that a graph reads, or their kinds
   Tensors outputs_;
   int64_t calls_ = 0;
   bool captured_ = false;
