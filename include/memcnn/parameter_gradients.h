@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
 #include <cstddef>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -19,13 +19,13 @@ namespace detail {
 /// or parameter that is registered twice appears twice in parameters().
 inline Tensors trained_parameters(const torch::nn::Module& module) {
   Tensors unique;
-  std::unordered_set<const at::TensorImpl*> seen;
-  for (const at::Tensor& parameter : module.parameters()) {
-    if (parameter.defined() && parameter.requires_grad() &&
+  ska::flat_hash_set<const at::TensorImpl*> seen;
+  for_each_parameter(module, [&](const at::Tensor& parameter) {
+    if (parameter.requires_grad() &&
         seen.insert(parameter.unsafeGetTensorImpl()).second) {
       unique.push_back(parameter);
     }
-  }
+  });
   return unique;
 }
 
@@ -85,7 +85,7 @@ class ParameterGradients {
     return a.is_sparse() ? b + a : a + b;
   }
 
-  std::unordered_map<const at::TensorImpl*, size_t> slots_;
+  ska::flat_hash_map<const at::TensorImpl*, size_t> slots_;
   std::vector<at::Tensor> sums_;
 };
 

@@ -239,7 +239,7 @@ class Recording {
     detail::AutocastState autocast;
     std::vector<detail::TensorMeta> inputs;
     // Only where numbers were drawn: the states before, and after in short.
-    std::optional<detail::GeneratorState> generators;
+    std::unique_ptr<const detail::GeneratorState> generators;
     uint64_t generators_after = 0;
     std::optional<detail::FirstRun> first_run; // in debug mode
   };
@@ -263,9 +263,10 @@ class Recording {
       bool keep_after) {
     const at::Device device = detail::compute_device_of(inputs);
     Conditions seen(device, branch, inputs);
+    std::optional<detail::GeneratorState> generators;
     if (options_.preserve_rng_state) {
       detail::GeneratorState::check_readable(device);
-      seen.generators = detail::GeneratorState::now(device);
+      generators = detail::GeneratorState::now(device);
     }
     if (options_.debug) {
       seen.first_run.emplace(inputs);
@@ -278,8 +279,8 @@ class Recording {
       seen.module.note_stop();
     };
     auto value = seen.module.run(compute, device, keep_after);
-    if (seen.generators) {
-      note_draws(seen);
+    if (generators) {
+      note_draws(seen, *generators);
     }
     if (seen.first_run) {
       seen.first_run->set_value(value);
@@ -288,13 +289,14 @@ class Recording {
     return value;
   }
 
-  static void note_draws(Conditions& seen) {
+  static void note_draws(
+      Conditions& seen,
+      const detail::GeneratorState& before) {
     const auto after = detail::GeneratorState::now(seen.device);
-    if (!seen.module.draws() && *seen.generators == after) {
-      seen.generators.reset();
-      return;
+    if (seen.module.draws() || !(before == after)) {
+      seen.generators = std::make_unique<const detail::GeneratorState>(before);
+      seen.generators_after = after.hash();
     }
-    seen.generators_after = after.hash();
   }
 
   template <class Fn>

@@ -4,6 +4,7 @@
 #include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/kept_segments.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/saved_tensors.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
@@ -165,10 +166,11 @@ class ForwardOnly final : public Invertible {
     auto saved = std::make_shared<SavedTensors>();
     if (settings_.kept_segments) {
       Tensors held_anyway = inputs;
-      for (const Tensors& tensors :
-           {module_->parameters(), module_->buffers()}) {
-        held_anyway.insert(held_anyway.end(), tensors.begin(), tensors.end());
-      }
+      const auto add = [&](const at::Tensor& tensor) {
+        held_anyway.push_back(tensor);
+      };
+      for_each_parameter(*module_, add);
+      for_each_buffer(*module_, add);
       saved->keep(held_anyway);
       settings_.kept_segments->add(saved);
     }
@@ -192,9 +194,9 @@ class ForwardOnly final : public Invertible {
   /// Which parameters are trained.
   std::vector<bool> trains() const {
     std::vector<bool> result;
-    for (const at::Tensor& parameter : module_->parameters()) {
+    for_each_parameter(*module_, [&](const at::Tensor& parameter) {
       result.push_back(parameter.requires_grad());
-    }
+    });
     return result;
   }
 

@@ -2,10 +2,14 @@
 #pragma once
 
 #include <memcnn/detail/graph_node.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
+#include <c10/util/flat_hash_map.h>
+#include <c10/util/hash.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
@@ -16,10 +20,10 @@
 #include <torch/nn/module.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -67,8 +71,36 @@ class HooksAside {
   std::vector<Hooks> aside_;
 };
 
-/// Places in a graph: where tensors came from.
-using Edges = std::unordered_set<torch::autograd::Edge>;
+/// Places in a graph: where tensors came from. Somebody else holds the graph, so
+/// that nodes are known by their addresses.
+class Edges {
+ public:
+  void insert(const torch::autograd::Edge& edge) {
+    places_.insert({edge.function.get(), edge.input_nr});
+  }
+
+  bool contains(const torch::autograd::Edge& edge) const {
+    return places_.count({edge.function.get(), edge.input_nr}) != 0;
+  }
+
+  template <class Fn>
+  void for_each_node(const Fn& fn) const {
+    for (const Place& place : places_) {
+      fn(*place.first);
+    }
+  }
+
+ private:
+  using Place = std::pair<torch::autograd::Node*, uint32_t>;
+
+  struct Hash {
+    size_t operator()(const Place& place) const {
+      return c10::get_hash(place.first, place.second);
+    }
+  };
+
+  ska::flat_hash_set<Place, Hash> places_;
+};
 
 /// Where these tensors came from, those that need a gradient.
 inline Edges edges_of(std::initializer_list<Tensors> groups) {
@@ -83,17 +115,21 @@ inline Edges edges_of(std::initializer_list<Tensors> groups) {
   return edges;
 }
 
-/// Follows a graph from an edge on, each edge once, but not beyond those for
-/// which `enters` is false.
+/// Nodes of a graph that were met.
+using Nodes = ska::flat_hash_set<const torch::autograd::Node*>;
+
+/// Follows a graph from an edge on, beyond each node once, but not beyond edges
+/// for which `enters` is false.
 template <class Fn>
-void follow(const torch::autograd::Edge& from, Edges& seen, const Fn& enters) {
-  torch::autograd::edge_list pending = {from};
+void follow(const torch::autograd::Edge& from, Nodes& seen, const Fn& enters) {
+  c10::SmallVector<const torch::autograd::Edge*, 16> pending = {&from};
   while (!pending.empty()) {
-    const torch::autograd::Edge edge = std::move(pending.back());
-    pending.pop_back();
-    if (edge.is_valid() && seen.insert(edge).second && enters(edge)) {
-      const auto& next = edge.function->next_edges();
-      pending.insert(pending.end(), next.begin(), next.end());
+    const torch::autograd::Edge& edge = *pending.pop_back_val();
+    if (edge.is_valid() && enters(edge) &&
+        seen.insert(edge.function.get()).second) {
+      for (const torch::autograd::Edge& next : edge.function->next_edges()) {
+        pending.push_back(&next);
+      }
     }
   }
 }
@@ -103,7 +139,10 @@ inline void check_known(
     const torch::autograd::Node& node,
     const torch::nn::Module& module) {
   using torch::autograd::AccumulateGrad;
-  if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node)) {
+  const auto* const leaf = node.next_edges().empty()
+      ? dynamic_cast<const AccumulateGrad*>(&node)
+      : nullptr;
+  if (leaf != nullptr) {
     TORCH_CHECK(
         false,
         "memcnn: expected '",
@@ -121,12 +160,12 @@ inline void check_known(
 inline void check_independent(
     const Edges& ends,
     const torch::nn::Module& module) {
-  Edges seen;
-  for (const torch::autograd::Edge& end : ends) {
-    for (const torch::autograd::Edge& next : end.function->next_edges()) {
+  Nodes seen;
+  ends.for_each_node([&](const torch::autograd::Node& end) {
+    for (const torch::autograd::Edge& next : end.next_edges()) {
       follow(next, seen, [&](const torch::autograd::Edge& edge) {
         TORCH_CHECK(
-            ends.count(edge) == 0,
+            !ends.contains(edge),
             "memcnn: expected '",
             module.name(),
             "' to compute from parameters that are independent of each other, "
@@ -135,7 +174,21 @@ inline void check_independent(
         return true;
       });
     }
-  }
+  });
+}
+
+/// Where the graph of a module may end: at its arguments and registered
+/// parameters.
+inline Edges edges_of(
+    const Tensors& arguments,
+    const torch::nn::Module& module) {
+  Edges edges = edges_of({arguments});
+  for_each_parameter(module, [&](const at::Tensor& parameter) {
+    if (parameter.requires_grad()) {
+      edges.insert(torch::autograd::impl::gradient_edge(parameter));
+    }
+  });
+  return edges;
 }
 
 /// Where a module's graph ends: at those of its arguments and registered
@@ -149,14 +202,14 @@ inline Edges ends_of(
     const Tensors& outputs,
     const Tensors& arguments,
     const torch::nn::Module& module) {
-  const Edges known = edges_of({arguments, module.parameters()});
-  Edges seen;
+  const Edges known = edges_of(arguments, module);
+  Nodes seen;
   Edges ends;
   for (const at::Tensor& output : outputs) {
     if (output.requires_grad()) {
       const auto edge = torch::autograd::impl::gradient_edge(output);
       follow(edge, seen, [&](const torch::autograd::Edge& reached) {
-        if (known.count(reached) != 0) {
+        if (known.contains(reached)) {
           ends.insert(reached);
           return false;
         }
@@ -197,10 +250,9 @@ inline Tensors local_gradient(
       auto edge = torch::autograd::impl::gradient_edge(tensor);
       // In place of one that the pass is not to go to: one that it cannot reach.
       edges.push_back(
-          ends.count(edge) != 0
-              ? std::move(edge)
-              : torch::autograd::Edge(
-                    make_node<torch::autograd::Identity>(), 0));
+          ends.contains(edge) ? std::move(edge)
+                              : torch::autograd::Edge(
+                                    make_node<torch::autograd::Identity>(), 0));
     }
     return edges;
   };

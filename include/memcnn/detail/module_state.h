@@ -4,11 +4,13 @@
 #include <memcnn/detail/in_destructor.h>
 #include <memcnn/detail/norm_statistics.h>
 #include <memcnn/detail/operator_watch.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
+#include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
 #include <algorithm>
@@ -17,7 +19,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -55,36 +56,6 @@ struct Found {
   uint32_t version;
 };
 
-/// A parameter or buffer of a module, whose name is for messages.
-struct NamedTensor {
-  std::string name;
-  at::Tensor tensor;
-};
-
-/// The parameters and buffers of a module's parts, each once; but for buffers
-/// that are written and never read.
-inline std::vector<NamedTensor> state_tensors(
-    const std::vector<std::shared_ptr<torch::nn::Module>>& parts) {
-  std::vector<NamedTensor> found;
-  std::unordered_set<const at::TensorImpl*> seen;
-  const auto add = [&](const auto& items) {
-    for (const auto& item : items) {
-      const at::Tensor& tensor = item.value();
-      if (tensor.defined() &&
-          seen.insert(tensor.unsafeGetTensorImpl()).second) {
-        found.push_back({item.key(), tensor});
-      }
-    }
-  };
-  for (const auto& part : parts) {
-    add(part->named_parameters(/*recurse=*/false));
-    if (!only_writes_its_buffers(*part)) {
-      add(part->named_buffers(/*recurse=*/false));
-    }
-  }
-  return found;
-}
-
 /// What a module reads besides its arguments, and writes besides its result:
 /// the train or eval mode of each of its parts, its parameters and its buffers.
 ///
@@ -94,16 +65,23 @@ class ModuleState {
  public:
   /// The module as it is before a run ...
   explicit ModuleState(torch::nn::Module& module) : module_(&module) {
-    const auto parts = module.modules();
-    for (const auto& part : parts) {
-      training_.push_back(part->is_training());
-    }
-    for (NamedTensor& each : state_tensors(parts)) {
-      const uint32_t version = version_of(each.tensor);
-      const void* memory = memory_of(each.tensor);
-      tensors_.push_back(
-          {std::move(each), memory, version, version, version, {}, {}});
-    }
+    ska::flat_hash_set<const at::TensorImpl*> seen;
+    const auto add = [&](const RegisteredTensors& items) {
+      for (const auto& item : items) {
+        const at::Tensor& tensor = item.value();
+        if (tensor.defined() &&
+            seen.insert(tensor.unsafeGetTensorImpl()).second) {
+          tensors_.emplace_back(item.key(), tensor);
+        }
+      }
+    };
+    for_each_part(module, [&](torch::nn::Module& part) {
+      training_.push_back(part.is_training());
+      add(parameters_in(part));
+      if (!only_writes_its_buffers(part)) {
+        add(buffers_in(part));
+      }
+    });
   }
 
   /// ... and `call`, the run, after which it is known what it wrote.
@@ -115,22 +93,22 @@ class ModuleState {
     auto value = call();
     watch_ = nullptr;
     draws_ = watch.draws();
-    check_same_tensors(module_->modules());
+    check_same_tensors(*module_);
     for (size_t i = 0; i < tensors_.size(); ++i) {
       Entry& entry = tensors_[i];
       entry.before = watch.take_before(i);
-      entry.version_after = version_of(entry.tensor());
+      entry.version_after = version_of(entry.tensor);
       TORCH_CHECK(
           entry.before.defined() || entry.version_after == entry.version_before,
           "memcnn: expected operators of this thread to write '",
-          entry.name(),
+          entry.name,
           "' (sizes ",
-          entry.tensor().sizes(),
+          entry.tensor.sizes(),
           ") while its module runs, but got a write by something else. Write "
           "it in the module's forward, or between two steps.");
       check_same_memory(entry);
       if (keep_after && entry.before.defined()) {
-        entry.after = entry.tensor().detach().clone();
+        entry.after = entry.tensor.detach().clone();
       }
     }
     return value;
@@ -140,7 +118,7 @@ class ModuleState {
   void note_stop() {
     draws_at_stop_ = watch_->draws();
     for (Entry& entry : tensors_) {
-      entry.version_at_stop = version_of(entry.tensor());
+      entry.version_at_stop = version_of(entry.tensor);
     }
   }
 
@@ -152,21 +130,24 @@ class ModuleState {
  private:
   friend class ModuleStateGuard;
 
+  /// A parameter or buffer that the run may read.
   struct Entry {
-    NamedTensor of;
+    Entry(std::string name_, at::Tensor tensor_)
+        : name(std::move(name_)),
+          tensor(std::move(tensor_)),
+          memory(memory_of(tensor)),
+          version_before(version_of(tensor)),
+          version_at_stop(version_before),
+          version_after(version_before) {}
+
+    std::string name; // for messages
+    at::Tensor tensor;
     const void* memory;
     uint32_t version_before;
     uint32_t version_at_stop; // at the last of these
     uint32_t version_after;
     at::Tensor before; // defined where the run wrote the tensor
     at::Tensor after; // likewise, where that is asked for
-
-    const at::Tensor& tensor() const {
-      return of.tensor;
-    }
-    const std::string& name() const {
-      return of.name;
-    }
   };
 
   bool wrote_something() const {
@@ -179,43 +160,52 @@ class ModuleState {
   Tensors tensors() const {
     Tensors result;
     for (const Entry& entry : tensors_) {
-      result.push_back(entry.tensor());
+      result.push_back(entry.tensor);
     }
     return result;
   }
 
   static void check_same_memory(const Entry& entry) {
     TORCH_CHECK(
-        memory_of(entry.tensor()) == entry.memory,
+        memory_of(entry.tensor) == entry.memory,
         "memcnn: expected '",
-        entry.name(),
+        entry.name,
         "' to keep its memory from forward to backward, but got other memory "
         "by set_data() or set_(). Write to it in place, by copy_().");
   }
 
   /// Stops where tensors were replaced since the constructor. New buffers are
   /// no matter: the second run finds them.
-  void check_same_tensors(
-      const std::vector<std::shared_ptr<torch::nn::Module>>& parts) const {
-    std::unordered_set<const at::TensorImpl*> now;
-    for (const auto& part : parts) {
-      for (const at::Tensor& each : part->parameters(/*recurse=*/false)) {
-        now.insert(each.unsafeGetTensorImpl());
-      }
-      for (const at::Tensor& each : part->buffers(/*recurse=*/false)) {
-        now.insert(each.unsafeGetTensorImpl());
-      }
-    }
-    for (const Entry& entry : tensors_) {
+  void check_same_tensors(const torch::nn::Module& module) const {
+    // What nobody replaced is met again in the same order.
+    auto next = tensors_.begin();
+    any_registered(module, [&](const at::Tensor& tensor) {
+      next += next != tensors_.end() && tensor.is_same(next->tensor);
+      return next == tensors_.end();
+    });
+    for (; next != tensors_.end(); ++next) {
+      const Entry& entry = *next;
       TORCH_CHECK(
-          now.count(entry.tensor().unsafeGetTensorImpl()) != 0,
+          any_registered(
+              module,
+              [&](const at::Tensor& tensor) {
+                return tensor.is_same(entry.tensor);
+              }),
           "memcnn: expected '",
-          entry.name(),
+          entry.name,
           "' (sizes ",
-          entry.tensor().sizes(),
+          entry.tensor.sizes(),
           ") to stay registered from forward to backward, but got another "
           "tensor in its place. Write to it in place, by copy_().");
     }
+  }
+
+  template <class Fn>
+  static bool any_registered(const torch::nn::Module& module, const Fn& test) {
+    return any_part(module, [&](const torch::nn::Module& part) {
+      return any_tensor(parameters_in(part), test) ||
+          any_tensor(buffers_in(part), test);
+    });
   }
 
   torch::nn::Module* module_;
@@ -240,7 +230,7 @@ class ModuleStateGuard {
       : module_(module),
         recorded_(recorded),
         moment_(moment),
-        parts_(module.modules()) {
+        parts_(parts_of(module)) {
     TORCH_CHECK(
         parts_.size() == recorded.training_.size(),
         "memcnn: expected module '",
@@ -250,7 +240,7 @@ class ModuleStateGuard {
         " parts between forward and backward, but got ",
         parts_.size(),
         ". Add or remove children before forward or after backward.");
-    recorded.check_same_tensors(parts_);
+    recorded.check_same_tensors(module);
     check_unchanged();
     for (const auto& part : parts_) {
       found_training_.push_back(part->is_training());
@@ -331,12 +321,12 @@ class ModuleStateGuard {
       ModuleState::check_same_memory(entry);
       TORCH_CHECK(
           entry.before.defined() ||
-              entry.version_after == version_of(entry.tensor()),
+              entry.version_after == version_of(entry.tensor),
           "memcnn: expected the parameters and buffers that forward read to be "
           "unchanged in backward, but got a change of '",
-          entry.name(),
+          entry.name,
           "' (sizes ",
-          entry.tensor().sizes(),
+          entry.tensor.sizes(),
           ") of module '",
           module_.name(),
           "'. Run backward first, or change it out of place.");
@@ -345,11 +335,11 @@ class ModuleStateGuard {
 
   /// Returns whether the tensor has to be set; then its value is kept.
   bool note_found(const ModuleState::Entry& entry) {
-    const at::Tensor& tensor = entry.tensor();
+    const at::Tensor& tensor = entry.tensor;
     TORCH_CHECK(
         tensor.sizes() == entry.before.sizes(),
         "memcnn: expected '",
-        entry.name(),
+        entry.name,
         "' to keep its sizes ",
         entry.before.sizes(),
         " between forward and backward, but got ",
@@ -366,7 +356,7 @@ class ModuleStateGuard {
   }
 
   void set_to_moment(const ModuleState::Entry& entry) const {
-    const at::Tensor& tensor = entry.tensor();
+    const at::Tensor& tensor = entry.tensor;
     if (moment_ == Moment::kAfter) {
       rewind(tensor, entry.after, entry.version_after);
     } else {
@@ -381,11 +371,11 @@ class ModuleStateGuard {
       at::Tensor before = watch->take_before(i);
       const bool known =
           std::any_of(found_.begin(), found_.end(), [&](const Found& found) {
-            return found.tensor.is_same(entry.tensor());
+            return found.tensor.is_same(entry.tensor);
           });
       if (before.defined() && !known) {
         found_.push_back(
-            {entry.tensor(), std::move(before), entry.version_after});
+            {entry.tensor, std::move(before), entry.version_after});
       }
     }
   }
@@ -395,15 +385,15 @@ class ModuleStateGuard {
     for (const auto& entry : recorded_.tensors_) {
       TORCH_CHECK(
           moment_ == Moment::kAfter ||
-              version_of(entry.tensor()) ==
+              version_of(entry.tensor) ==
                   (is_stopped_ ? entry.version_at_stop : entry.version_after),
           "memcnn: expected '",
           module_.name(),
           "' to write in backward what it wrote in forward, but got other "
           "writes of '",
-          entry.name(),
+          entry.name,
           "' (sizes ",
-          entry.tensor().sizes(),
+          entry.tensor.sizes(),
           "). Keep in a registered buffer what decides whether it writes.");
     }
   }

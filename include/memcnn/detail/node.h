@@ -7,6 +7,7 @@
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/local_run.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/rebuilt.h>
 #include <memcnn/detail/saved.h>
 #include <memcnn/detail/saved_tensors.h>
@@ -352,7 +353,9 @@ inline bool runs_as_node(
       return true;
     }
   }
-  return !trained_parameters(module).empty();
+  return any_parameter(module, [](const at::Tensor& parameter) {
+    return parameter.requires_grad();
+  });
 }
 
 /// Runs a block as one autograd node.
