@@ -316,13 +316,14 @@ class InvertibilityCheck {
       weights.push_back(
           output.is_floating_point() ? at::randn_like(output) : at::Tensor());
     }
-    const Tensors parameters = trained_parameters(block_.module());
+    Ends ends(leaves, block_.module());
+    ends.reach_all();
     return local_gradient(
         std::move(outputs),
         std::move(weights),
         leaves,
-        parameters,
-        edges_of({leaves, parameters}));
+        trained_parameters(block_.module()),
+        std::move(ends));
   }
 
   double gradient_error(

@@ -8,6 +8,7 @@
 #include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -15,18 +16,39 @@
 namespace memcnn {
 namespace detail {
 
+/// The tensors, each once, in the order in which they come first.
+inline Tensors each_once(Tensors tensors) {
+  std::vector<const at::TensorImpl*> sorted;
+  sorted.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    sorted.push_back(tensor.unsafeGetTensorImpl());
+  }
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end()) {
+    return tensors; // nearly always
+  }
+  ska::flat_hash_set<const at::TensorImpl*> seen;
+  tensors.erase(
+      std::remove_if(
+          tensors.begin(),
+          tensors.end(),
+          [&](const at::Tensor& tensor) {
+            return !seen.insert(tensor.unsafeGetTensorImpl()).second;
+          }),
+      tensors.end());
+  return tensors;
+}
+
 /// The parameters of a module that take part in training, each once: a module
 /// or parameter that is registered twice appears twice in parameters().
 inline Tensors trained_parameters(const torch::nn::Module& module) {
-  Tensors unique;
-  ska::flat_hash_set<const at::TensorImpl*> seen;
+  Tensors trained;
   for_each_parameter(module, [&](const at::Tensor& parameter) {
-    if (parameter.requires_grad() &&
-        seen.insert(parameter.unsafeGetTensorImpl()).second) {
-      unique.push_back(parameter);
+    if (parameter.requires_grad()) {
+      trained.push_back(parameter);
     }
   });
-  return unique;
+  return each_once(std::move(trained));
 }
 
 } // namespace detail
@@ -39,7 +61,7 @@ class ParameterGradients {
   ParameterGradients(
       const std::vector<at::Tensor>& parameters,
       const std::vector<bool>& wanted)
-      : sums_(parameters.size()) {
+      : slots_(parameters.size()), sums_(parameters.size()) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       if (wanted[i]) {
         slots_.emplace(parameters[i].unsafeGetTensorImpl(), i);

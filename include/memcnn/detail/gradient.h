@@ -9,7 +9,6 @@
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
-#include <c10/util/hash.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
@@ -19,10 +18,11 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/nn/module.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -36,7 +36,7 @@ namespace memcnn::detail {
 /// (Note [Recomputation], rule 3).
 class HooksAside {
  public:
-  explicit HooksAside(const torch::autograd::edge_list& edges) {
+  explicit HooksAside(at::ArrayRef<torch::autograd::Edge> edges) {
     for (const torch::autograd::Edge& edge : edges) {
       // Without hooks a node is only looked at: others may do so, too.
       if (!edge.function->tensor_pre_hooks().empty() ||
@@ -71,49 +71,79 @@ class HooksAside {
   std::vector<Hooks> aside_;
 };
 
-/// Places in a graph: where tensors came from. Somebody else holds the graph, so
-/// that nodes are known by their addresses.
-class Edges {
+/// Where the graph of a module's run may end: where its arguments and registered
+/// parameters came from, those that need a gradient. Which of them the graph
+/// reaches is noted here.
+class Ends {
  public:
-  void insert(const torch::autograd::Edge& edge) {
-    places_.insert({edge.function.get(), edge.input_nr});
+  Ends(const Tensors& arguments, const torch::nn::Module& module) {
+    const auto add = [&](const at::Tensor& tensor) {
+      if (tensor.requires_grad()) {
+        ends_.push_back({torch::autograd::impl::gradient_edge(tensor)});
+      }
+    };
+    std::for_each(arguments.begin(), arguments.end(), add);
+    for_each_parameter(module, add);
+    std::sort(ends_.begin(), ends_.end());
   }
 
-  bool contains(const torch::autograd::Edge& edge) const {
-    return places_.count({edge.function.get(), edge.input_nr}) != 0;
+  /// Whether the graph may end at an edge that it reaches.
+  bool reach(const torch::autograd::Edge& edge) {
+    const auto end = find(edge);
+    if (end != ends_.end()) {
+      end->is_reached = true;
+    }
+    return end != ends_.end();
   }
 
+  void reach_all() {
+    for (End& end : ends_) {
+      end.is_reached = true;
+    }
+  }
+
+  /// Whether the graph ends at an edge.
+  bool is_reached(const torch::autograd::Edge& edge) {
+    const auto end = find(edge);
+    return end != ends_.end() && end->is_reached;
+  }
+
+  /// Calls fn with the node of each end that was reached.
   template <class Fn>
   void for_each_node(const Fn& fn) const {
-    for (const Place& place : places_) {
-      fn(*place.first);
+    for (const End& end : ends_) {
+      if (end.is_reached) {
+        fn(*end.edge.function);
+      }
     }
   }
 
  private:
-  using Place = std::pair<torch::autograd::Node*, uint32_t>;
+  struct End {
+    torch::autograd::Edge edge;
+    bool is_reached = false;
 
-  struct Hash {
-    size_t operator()(const Place& place) const {
-      return c10::get_hash(place.first, place.second);
+    bool operator<(const End& other) const {
+      return is_before(edge, other.edge);
     }
   };
 
-  ska::flat_hash_set<Place, Hash> places_;
-};
-
-/// Where these tensors came from, those that need a gradient.
-inline Edges edges_of(std::initializer_list<Tensors> groups) {
-  Edges edges;
-  for (const Tensors& group : groups) {
-    for (const at::Tensor& tensor : group) {
-      if (tensor.requires_grad()) {
-        edges.insert(torch::autograd::impl::gradient_edge(tensor));
-      }
-    }
+  static bool is_before(
+      const torch::autograd::Edge& a,
+      const torch::autograd::Edge& b) {
+    return std::tie(a.function, a.input_nr) < std::tie(b.function, b.input_nr);
   }
-  return edges;
-}
+
+  End* find(const torch::autograd::Edge& edge) {
+    End* const end = std::lower_bound(
+        ends_.begin(), ends_.end(), edge, [](const End& a, const auto& b) {
+          return is_before(a.edge, b);
+        });
+    return end != ends_.end() && end->edge == edge ? end : ends_.end();
+  }
+
+  c10::SmallVector<End, 16> ends_; // in their order
+};
 
 /// Nodes of a graph that were met.
 using Nodes = ska::flat_hash_set<const torch::autograd::Node*>;
@@ -139,10 +169,10 @@ inline void check_known(
     const torch::autograd::Node& node,
     const torch::nn::Module& module) {
   using torch::autograd::AccumulateGrad;
-  const auto* const leaf = node.next_edges().empty()
-      ? dynamic_cast<const AccumulateGrad*>(&node)
-      : nullptr;
-  if (leaf != nullptr) {
+  if (!node.next_edges().empty()) {
+    return;
+  }
+  if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node)) {
     TORCH_CHECK(
         false,
         "memcnn: expected '",
@@ -157,15 +187,13 @@ inline void check_known(
 
 /// Stops where one end of a graph was computed from another: a nested pass
 /// would run what lies between them, and so would the outer one.
-inline void check_independent(
-    const Edges& ends,
-    const torch::nn::Module& module) {
+inline void check_independent(Ends& ends, const torch::nn::Module& module) {
   Nodes seen;
   ends.for_each_node([&](const torch::autograd::Node& end) {
     for (const torch::autograd::Edge& next : end.next_edges()) {
       follow(next, seen, [&](const torch::autograd::Edge& edge) {
         TORCH_CHECK(
-            !ends.contains(edge),
+            !ends.is_reached(edge),
             "memcnn: expected '",
             module.name(),
             "' to compute from parameters that are independent of each other, "
@@ -177,20 +205,6 @@ inline void check_independent(
   });
 }
 
-/// Where the graph of a module may end: at its arguments and registered
-/// parameters.
-inline Edges edges_of(
-    const Tensors& arguments,
-    const torch::nn::Module& module) {
-  Edges edges = edges_of({arguments});
-  for_each_parameter(module, [&](const at::Tensor& parameter) {
-    if (parameter.requires_grad()) {
-      edges.insert(torch::autograd::impl::gradient_edge(parameter));
-    }
-  });
-  return edges;
-}
-
 /// Where a module's graph ends: at those of its arguments and registered
 /// parameters that the outputs depend on. A parameter may be a leaf or have been
 /// computed before, as replicas' parameters are in torch::nn::parallel: what
@@ -198,19 +212,17 @@ inline Edges edges_of(
 ///
 /// Stops where the graph reaches another tensor that needs a gradient:
 /// recomputation would cut it off.
-inline Edges ends_of(
+inline Ends ends_of(
     const Tensors& outputs,
     const Tensors& arguments,
     const torch::nn::Module& module) {
-  const Edges known = edges_of(arguments, module);
-  Nodes seen;
-  Edges ends;
+  Ends ends(arguments, module);
+  Nodes seen(/*bucket_count=*/32);
   for (const at::Tensor& output : outputs) {
     if (output.requires_grad()) {
       const auto edge = torch::autograd::impl::gradient_edge(output);
       follow(edge, seen, [&](const torch::autograd::Edge& reached) {
-        if (known.contains(reached)) {
-          ends.insert(reached);
+        if (ends.reach(reached)) {
           return false;
         }
         check_known(*reached.function, module);
@@ -225,6 +237,13 @@ inline Edges ends_of(
 /// What becomes of a local graph once its gradients are known.
 enum class GraphUse { kFree, kRetain, kDifferentiate };
 
+/// A gradient in the dtype of what it is the gradient of.
+inline at::Tensor as_dtype_of(const at::Tensor& like, at::Tensor gradient) {
+  return gradient.scalar_type() == like.scalar_type()
+      ? std::move(gradient)
+      : gradient.to(like.scalar_type());
+}
+
 /// Gradients of some outputs with respect to arguments (first) and parameters
 /// (after them); undefined for those that are not among the graph's ends.
 /// Accumulates nowhere and fires no hook of a parameter.
@@ -233,32 +252,29 @@ inline Tensors local_gradient(
     Tensors grad_outputs,
     const Tensors& arguments,
     const Tensors& parameters,
-    const Edges& ends,
+    Ends ends,
     GraphUse use = GraphUse::kFree) {
   torch::autograd::edge_list roots;
   Tensors seeds;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].requires_grad() && grad_outputs[i].defined()) {
       // Under autocast an output may be narrower than what it is added to.
-      seeds.push_back(grad_outputs[i].to(outputs[i].scalar_type()));
+      seeds.push_back(as_dtype_of(outputs[i], grad_outputs[i]));
       roots.push_back(torch::autograd::impl::gradient_edge(outputs[i]));
     }
   }
-  const auto sources_among = [&](const Tensors& tensors) {
-    torch::autograd::edge_list edges;
-    for (const at::Tensor& tensor : tensors) {
+  torch::autograd::edge_list sources;
+  for (const Tensors* tensors : {&arguments, &parameters}) {
+    for (const at::Tensor& tensor : *tensors) {
       auto edge = torch::autograd::impl::gradient_edge(tensor);
       // In place of one that the pass is not to go to: one that it cannot reach.
-      edges.push_back(
-          ends.contains(edge) ? std::move(edge)
-                              : torch::autograd::Edge(
-                                    make_node<torch::autograd::Identity>(), 0));
+      sources.push_back(
+          ends.is_reached(edge)
+              ? std::move(edge)
+              : torch::autograd::Edge(
+                    make_node<torch::autograd::Identity>(), 0));
     }
-    return edges;
-  };
-  torch::autograd::edge_list sources = sources_among(arguments);
-  const torch::autograd::edge_list parameter_edges = sources_among(parameters);
-  sources.insert(sources.end(), parameter_edges.begin(), parameter_edges.end());
+  }
   if (roots.empty() || sources.empty()) {
     return Tensors(sources.size());
   }
@@ -266,7 +282,8 @@ inline Tensors local_gradient(
   // the peak, which torch::autograd::grad() would keep to the end.
   outputs.clear();
   grad_outputs.clear();
-  const HooksAside hooks_aside(parameter_edges);
+  const HooksAside hooks_aside(
+      at::ArrayRef<torch::autograd::Edge>(sources).slice(arguments.size()));
   return torch::autograd::Engine::get_default_engine().execute(
       roots,
       seeds,

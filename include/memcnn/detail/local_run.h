@@ -53,7 +53,7 @@ class LocalRun {
   /// The gradients of the arguments, undefined where not wanted; those of the
   /// module's parameters are added to the sums. The outputs are given up.
   Tensors gradients(Tensors grad_outputs, GraphUse use = GraphUse::kFree) {
-    const Edges ends = ends_of(outputs, arguments, module_);
+    Ends ends = ends_of(outputs, arguments, module_);
     Tensors leaves;
     for (size_t i = 0; i < arguments.size(); ++i) {
       if (needs_grad_[i]) {
@@ -65,7 +65,7 @@ class LocalRun {
         std::move(grad_outputs),
         leaves,
         wanted_,
-        ends,
+        std::move(ends),
         use);
 
     Tensors grad_arguments;

@@ -10,7 +10,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
-#include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
 #include <algorithm>
@@ -65,13 +64,11 @@ class ModuleState {
  public:
   /// The module as it is before a run ...
   explicit ModuleState(torch::nn::Module& module) : module_(&module) {
-    ska::flat_hash_set<const at::TensorImpl*> seen;
+    // One that is registered twice is noted twice, which does no harm.
     const auto add = [&](const RegisteredTensors& items) {
       for (const auto& item : items) {
-        const at::Tensor& tensor = item.value();
-        if (tensor.defined() &&
-            seen.insert(tensor.unsafeGetTensorImpl()).second) {
-          tensors_.emplace_back(item.key(), tensor);
+        if (item.value().defined()) {
+          tensors_.emplace_back(item.key(), item.value());
         }
       }
     };
