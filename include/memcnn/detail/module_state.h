@@ -3,6 +3,7 @@
 
 #include <memcnn/detail/in_destructor.h>
 #include <memcnn/detail/norm_statistics.h>
+#include <memcnn/detail/only_computes.h>
 #include <memcnn/detail/operator_watch.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
@@ -74,6 +75,9 @@ class ModuleState {
     };
     for_each_part(module, [&](torch::nn::Module& part) {
       training_.push_back(part.is_training());
+      if (!only_computes(part)) {
+        operators_ = Operators::kAny;
+      }
       add(parameters_in(part));
       if (!only_writes_its_buffers(part)) {
         add(buffers_in(part));
@@ -85,7 +89,7 @@ class ModuleState {
   /// `keep_after` keeps what it left, too.
   template <class Fn>
   auto run(Fn& call, at::Device device, bool keep_after) {
-    OperatorWatch watch(tensors(), device);
+    OperatorWatch watch(tensors(), device, operators_);
     watch_ = &watch;
     auto value = call();
     watch_ = nullptr;
@@ -207,6 +211,7 @@ class ModuleState {
 
   torch::nn::Module* module_;
   std::vector<bool> training_;
+  Operators operators_ = Operators::kThatOnlyCompute;
   std::vector<Entry> tensors_;
   std::optional<uint64_t> draws_;
   std::optional<uint64_t> draws_at_stop_;
@@ -273,7 +278,7 @@ class ModuleStateGuard {
     std::optional<OperatorWatch> watch;
     if (moment_ == Moment::kAfter || recorded_.wrote_something() ||
         recorded_.draws()) {
-      watch.emplace(recorded_.tensors(), device);
+      watch.emplace(recorded_.tensors(), device, recorded_.operators_);
     }
     watch_ = watch ? &*watch : nullptr;
     is_stopped_ = false;

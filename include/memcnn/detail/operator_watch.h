@@ -38,9 +38,13 @@ struct InputsOf {
 };
 template struct InputsOf<&at::RecordFunction::inputs_>;
 
+/// Which operators run while an OperatorWatch lives.
+enum class Operators { kAny, kThatOnlyCompute };
+
 /// Looks at the operators of this thread while it lives. Copies tensors just
 /// before an operator writes to them, and only those; notes the default
-/// generators where one draws from them.
+/// generators where one draws from them. A look costs as much as a small
+/// operator: where none of them writes or draws it is spared.
 ///
 /// An operator says in its schema which arguments it writes, and that it takes a
 /// generator; those that have running statistics write them without saying so.
@@ -48,23 +52,16 @@ template struct InputsOf<&at::RecordFunction::inputs_>;
 class OperatorWatch {
  public:
   /// The generators are those that a module on the device can draw from.
-  OperatorWatch(const Tensors& tensors, at::Device device)
-      : outer_(innermost()), device_(device) {
+  OperatorWatch(const Tensors& tensors, at::Device device, Operators operators)
+      : outer_(innermost()),
+        device_(device),
+        is_looking_(outer_ != nullptr && outer_->is_looking_) {
     entries_.reserve(tensors.size());
     for (const at::Tensor& tensor : tensors) {
       entries_.push_back({tensor, memory_of(tensor), at::Tensor()});
     }
-    if (!at::isRecordFunctionEnabled()) {
-      for (Entry& entry : entries_) { // nothing will be seen
-        copy(entry);
-      }
-    }
-    // One callback serves all that watch in this thread.
-    if (outer_ == nullptr) {
-      callback_ = at::addThreadLocalCallback(
-          at::RecordFunctionCallback(&before_operator, &after_operator)
-              .needsInputs(true)
-              .scopes({at::RecordScope::FUNCTION}));
+    if (operators == Operators::kAny) {
+      look();
     }
     innermost() = this;
   }
@@ -72,7 +69,7 @@ class OperatorWatch {
   OperatorWatch& operator=(const OperatorWatch&) = delete;
   ~OperatorWatch() {
     innermost() = outer_;
-    if (outer_ == nullptr) {
+    if (callback_ != at::INVALID_CALLBACK_HANDLE) {
       at::removeCallback(callback_);
     }
   }
@@ -126,6 +123,22 @@ class OperatorWatch {
   struct Draw final : at::ObserverContext {
     std::unique_lock<std::recursive_mutex> lock{draw_mutex()};
   };
+
+  void look() {
+    if (!at::isRecordFunctionEnabled()) {
+      for (Entry& entry : entries_) { // nothing will be seen
+        copy(entry);
+      }
+    }
+    // One callback serves all that watch in this thread.
+    if (!is_looking_) {
+      callback_ = at::addThreadLocalCallback(
+          at::RecordFunctionCallback(&before_operator, &after_operator)
+              .needsInputs(true)
+              .scopes({at::RecordScope::FUNCTION}));
+      is_looking_ = true;
+    }
+  }
 
   static OperatorWatch*& innermost() {
     static thread_local OperatorWatch* watch = nullptr;
@@ -271,6 +284,7 @@ class OperatorWatch {
 
   OperatorWatch* outer_;
   at::Device device_;
+  bool is_looking_; // by itself or by an outer one
   at::CallbackHandle callback_ = at::INVALID_CALLBACK_HANDLE;
   std::vector<Entry> entries_;
   std::exception_ptr failure_;
