@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/ownership.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
@@ -86,8 +87,7 @@ class ParameterGradients {
     if (gradient.defined()) {
       // Where a parameter is added to a half as it is, its gradient is that of
       // the half, which the backward step goes on to update in place.
-      if (gradient.use_count() > 1 ||
-          (gradient.has_storage() && gradient.storage().use_count() > 1)) {
+      if (!detail::is_its_own(gradient)) {
         gradient = gradient.clone();
       }
       at::Tensor& sum = sums_[slots_.at(parameter.unsafeGetTensorImpl())];

@@ -16,6 +16,18 @@ inline bool is_sole_owner(const at::Tensor& tensor) {
       tensor.is_non_overlapping_and_dense();
 }
 
+/// Whether nothing but this tensor refers to its memory, or only what it is a
+/// view of, whole, and that only for it: sums over dimensions end in such views.
+inline bool is_its_own(const at::Tensor& tensor) {
+  if (tensor.use_count() > 1 || !tensor.has_storage()) {
+    return tensor.use_count() == 1;
+  }
+  const auto owners = tensor.storage().use_count();
+  return owners == 1 ||
+      (owners == 2 && tensor.is_view() && tensor._base().use_count() == 1 &&
+       tensor.nbytes() == tensor.storage().nbytes());
+}
+
 /// The tensor, or a copy of it where others would see it change.
 inline at::Tensor owned(at::Tensor tensor) {
   return is_sole_owner(tensor) ? std::move(tensor) : tensor.clone();
