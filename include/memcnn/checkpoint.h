@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/at_place.h>
 #include <memcnn/detail/forward_only.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/node.h>
@@ -87,6 +86,7 @@ Result run_checkpointed(
     return call(handle, inputs...);
   }
   auto block = std::make_shared<ForwardOnly>(
+      place,
       target,
       [handle, call](const Tensors& tensors) mutable {
         return pack(Spread<Result(Inputs...)>::call(
@@ -98,7 +98,7 @@ Result run_checkpointed(
       std::move(settings));
   auto state = c10::make_intrusive<NodeState>(
       place,
-      std::make_shared<BlockAtPlace>(place, std::move(block)),
+      std::move(block),
       Direction::kForward,
       /*keep_inputs=*/true,
       recording);

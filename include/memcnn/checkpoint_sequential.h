@@ -77,13 +77,16 @@ class Segments {
     for (int64_t i = first(k); i < first(k + 1); ++i) {
       segment->push_back(modules_[static_cast<size_t>(i)]);
     }
-    return at_place(place(k), [&] {
+    const auto here = [&] {
+      return place(k);
+    };
+    return at_place(here, [&] {
       // What the last one keeps is used at once, before any other runs again:
       // the peak is that of its second run, which it is spared.
       return k + 1 == count() && !kept_
           ? segment->forward(inputs...)
           : run_checkpointed<at::Tensor>(
-                place(k),
+                here(),
                 {options_.early_stop(), kept_},
                 {options_.preserve_rng_state(), options_.debug()},
                 segment,

@@ -3,8 +3,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <c10/core/Device.h>
-
-#include <vector>
+#include <c10/util/SmallVector.h>
 
 namespace memcnn::detail {
 
@@ -48,7 +47,7 @@ class AutocastState {
          at::autocast::get_autocast_dtype(device)});
   }
 
-  std::vector<Setting> settings_;
+  c10::SmallVector<Setting, 2> settings_;
 };
 
 /// Leaves the caller's autocast settings as it found them.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/at_place.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/kept_window.h>
@@ -65,7 +66,10 @@ class Chain {
     Streams streams(std::move(input), settings.memory_format);
     for (size_t k = 0; k < size(); ++k) {
       const size_t i = block_at(direction, k);
-      at_block(direction, i, [&] {
+      const auto here = [&] {
+        return place(name_of(direction), i);
+      };
+      at_place(here, [&] {
         Tensors inputs = streams.take_for(*blocks_[i]);
         streams.set(run_block(
             direction, i, std::move(inputs), recording.block(i), window));
@@ -174,29 +178,19 @@ class Chain {
         ")");
   }
 
-  /// Runs what a block does. A c10::Error says where it was; other exceptions
-  /// cannot be told, and pass as they are.
+  /// Runs what a block does in backward, where the caller is far away: the place
+  /// matters more than the type, so that other exceptions become a c10::Error.
   template <class Fn>
-  void at_block(Direction direction, size_t i, Fn&& fn) const {
+  void at_block_in_backward(size_t i, const Fn& fn) const {
+    const auto here = [&] {
+      return place("backward", i);
+    };
     try {
-      fn();
-    } catch (c10::Error& error) {
-      error.add_context(place(name_of(direction), i));
-      throw;
-    }
-  }
-
-  /// Likewise; but in backward, where the caller is far away, the place matters
-  /// more than the type, so that others become a c10::Error.
-  template <class Fn>
-  void at_block_in_backward(size_t i, Fn&& fn) const {
-    try {
-      fn();
-    } catch (c10::Error& error) {
-      error.add_context(place("backward", i));
+      at_place(here, fn);
+    } catch (const c10::Error&) {
       throw;
     } catch (const std::exception& error) {
-      TORCH_CHECK(false, place("backward", i), ": ", error.what());
+      TORCH_CHECK(false, here(), ": ", error.what());
     }
   }
 

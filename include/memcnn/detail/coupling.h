@@ -302,7 +302,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   Tensors take_back(Undoing& undoing, size_t i, Value value) {
     const at::Tensor& half = undoing.halves[i];
     const Value constant = exact_.round(
-        Law::map(value, [](const auto& part) { return part.detach(); }), half);
+        Law::map(value, [](const auto& part) { return detached(part); }), half);
     // The gradient of y = law(x, value) is a matter of x: what was there before
     // an update in forward, and what is there after one in inverse.
     if (undoing.direction == Direction::kForward) {

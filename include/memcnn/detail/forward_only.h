@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/at_place.h>
 #include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/kept_run.h>
 #include <memcnn/detail/kept_segments.h>
@@ -42,7 +43,7 @@ class EndOfRun final : public torch::autograd::Node {
 /// are alike need a gradient. No leaves: the run may change them in place.
 inline Tensors ends_at(Tensors tensors, const Tensors& like) {
   for (size_t i = 0; i < tensors.size(); ++i) {
-    tensors[i] = tensors[i].detach();
+    tensors[i] = detached(tensors[i]);
     if (like[i].requires_grad()) {
       torch::autograd::set_history(tensors[i], make_node<EndOfRun>());
     }
@@ -74,11 +75,14 @@ class ForwardOnly final : public Invertible {
  public:
   using Call = std::function<Tensors(const Tensors&)>;
 
+  /// Its errors say the place, in backward too, where the caller is far away.
   ForwardOnly(
+      std::string place,
       std::shared_ptr<torch::nn::Module> module,
       Call call,
       ForwardOnlySettings settings)
-      : module_(std::move(module)),
+      : place_(std::move(place)),
+        module_(std::move(module)),
         call_(std::move(call)),
         settings_(std::move(settings)) {}
 
@@ -87,18 +91,45 @@ class ForwardOnly final : public Invertible {
     TORCH_CHECK(
         direction == Direction::kForward,
         "checkpoint(): expected forward only, but got inverse.");
-    return recording.is_recording() && settings_.early_stop
-        ? first_run(inputs, recording)
-        : recording.run(/*index=*/0, *module_, std::move(inputs), call_);
+    const auto here = [&] {
+      return place_;
+    };
+    return at_place(here, [&] {
+      return recording.is_recording() && settings_.early_stop
+          ? first_run(inputs, recording)
+          : recording.run(/*index=*/0, *module_, std::move(inputs), call_);
+    });
   }
 
-  /// Where the first run's graph is there, a second run has only to provide what
-  /// its operators saved (Note [Early stop], rule 1).
   BeforeRun backward_step(
       Direction direction,
       AfterRun after,
       Recording& recording,
       ParameterGradients& parameters) override {
+    const auto here = [&] {
+      return place_;
+    };
+    return at_place(here, [&] {
+      return step_back(direction, std::move(after), recording, parameters);
+    });
+  }
+
+  torch::nn::Module& module() override {
+    return *module_;
+  }
+
+  std::string type_name() const override {
+    return module_->name();
+  }
+
+ private:
+  /// Where the first run's graph is there, a second run has only to provide what
+  /// its operators saved (Note [Early stop], rule 1).
+  BeforeRun step_back(
+      Direction direction,
+      AfterRun after,
+      Recording& recording,
+      ParameterGradients& parameters) {
     if (!KeptRun::of(recording) || trains() != trains_) {
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
@@ -118,15 +149,6 @@ class ForwardOnly final : public Invertible {
     return before;
   }
 
-  torch::nn::Module& module() override {
-    return *module_;
-  }
-
-  std::string type_name() const override {
-    return module_->name();
-  }
-
- private:
   Tensors first_run(const Tensors& inputs, Recording& recording) {
     trains_ = trains();
     KeptRun kept;
@@ -150,7 +172,7 @@ class ForwardOnly final : public Invertible {
     for (at::Tensor& output : outputs) {
       if (output.defined()) {
         kept.outputs.push_back(place_of(output));
-        output = output.detach();
+        output = detached(output);
       }
     }
     if (kept.saved->is_around_another()) {
@@ -200,6 +222,7 @@ class ForwardOnly final : public Invertible {
     return result;
   }
 
+  std::string place_;
   std::shared_ptr<torch::nn::Module> module_;
   Call call_;
   ForwardOnlySettings settings_;

@@ -47,7 +47,7 @@ inline BeforeRun kept_backward_step(
 
   BeforeRun before;
   for (const at::Tensor& argument : run.arguments) {
-    before.inputs.push_back(argument.detach());
+    before.inputs.push_back(detached(argument));
   }
   before.grad_inputs = run.gradients(
       std::move(after.grad_outputs),

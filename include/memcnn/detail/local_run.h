@@ -19,7 +19,7 @@ namespace memcnn::detail {
 /// leaves where a gradient is wanted.
 inline Tensors cut_off(Tensors tensors, const std::vector<bool>& needs_grad) {
   for (size_t i = 0; i < tensors.size(); ++i) {
-    tensors[i] = tensors[i].detach();
+    tensors[i] = detached(tensors[i]);
     if (needs_grad[i]) {
       tensors[i].requires_grad_();
     }

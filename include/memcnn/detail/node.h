@@ -168,7 +168,7 @@ class InvertibleFunction
     bool all_kept = true;
     for (const at::Tensor& input : inputs) {
       const bool keep = state.keep_inputs || !is_differentiable(input);
-      state.inputs.push_back(keep ? Saved(input.detach()) : Saved());
+      state.inputs.push_back(keep ? Saved(detached(input)) : Saved());
       all_kept = all_kept && keep;
     }
     Tensors not_differentiable;
@@ -182,7 +182,7 @@ class InvertibleFunction
         not_differentiable.push_back(output);
       }
       if (!all_kept) {
-        state.outputs.emplace_back(output.detach());
+        state.outputs.emplace_back(detached(output));
       }
     }
     for (const at::Tensor& parameter : parameters) {

@@ -209,7 +209,7 @@ class SavedTensors final : public TensorSaver {
     entries_.push_back({TensorMeta(tensor), slot});
     may_stop_ = may_stop_ && !OperatorWatch::is_to_be_written(tensor);
     if (kept_) {
-      slot->tensor = Saved(tensor.detach());
+      slot->tensor = Saved(detached(tensor));
       slot->share = kept_->count(slot->tensor.get());
     }
     on_save_();
@@ -226,7 +226,7 @@ class SavedTensors final : public TensorSaver {
     if (slot == nullptr) { // of an operator that backward does not reach
       slot = std::make_shared<Slot>();
     }
-    slot->tensor = Saved(tensor.detach());
+    slot->tensor = Saved(detached(tensor));
     if (next_ == entries_.size() && may_stop_) {
       on_save_();
       throw Stop();

@@ -3,11 +3,11 @@
 
 #include <memcnn/detail/describe.h>
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -27,6 +27,12 @@ inline at::Device compute_device_of(at::TensorList tensors) {
   return at::kCPU;
 }
 
+/// A tensor's memory and version without its graph: detach(), but no operator,
+/// which would cost as much as a small one does.
+inline at::Tensor detached(const at::Tensor& tensor) {
+  return tensor.tensor_data();
+}
+
 /// What holds a tensor's numbers: set_data() changes it, and no version.
 /// Tensors of one memory are written together.
 inline const void* memory_of(const at::Tensor& tensor) {
@@ -38,7 +44,7 @@ inline const void* memory_of(const at::Tensor& tensor) {
 /// What a tensor is like, its values apart.
 struct TensorMeta {
   explicit TensorMeta(const at::Tensor& tensor)
-      : sizes(tensor.sizes().vec()),
+      : sizes(tensor.sizes()),
         strides(strides_of(tensor)),
         dtype(tensor.scalar_type()),
         device(tensor.device()) {}
@@ -49,15 +55,15 @@ struct TensorMeta {
         tensor.scalar_type() == dtype && tensor.device() == device;
   }
 
-  std::vector<int64_t> sizes;
-  std::vector<int64_t> strides; // none of a sparse tensor
+  at::DimVector sizes;
+  at::DimVector strides; // none of a sparse tensor
   at::ScalarType dtype;
   at::Device device;
 
  private:
-  static std::vector<int64_t> strides_of(const at::Tensor& tensor) {
-    return tensor.layout() == at::kStrided ? tensor.strides().vec()
-                                           : std::vector<int64_t>();
+  static at::IntArrayRef strides_of(const at::Tensor& tensor) {
+    return tensor.layout() == at::kStrided ? tensor.strides()
+                                           : at::IntArrayRef();
   }
 };
 
