@@ -62,7 +62,7 @@ INSTANTIATE_TEST_SUITE_P(
             [] {
               return torch::manual_seed(2), torch::ones({1});
             }}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test) { return test.param.name; });
 
 TEST_P(DefaultGenerator, GoesOnFromARestoredState) {
   torch::randn({1}); // the second of this pair is part of the state

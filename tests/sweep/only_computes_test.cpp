@@ -50,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
     Layers,
     LayerThatOnlyComputes,
     testing::ValuesIn(layers_that_only_compute()),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test) { return test.param.name; });
 
 TEST_P(LayerThatOnlyComputes, WritesAndDrawsNothing) {
   std::vector<int64_t> sizes = GetParam().argument.sizes;
@@ -58,9 +58,10 @@ TEST_P(LayerThatOnlyComputes, WritesAndDrawsNothing) {
   for (const bool train : {true, false}) {
     torch::nn::AnyModule layer = GetParam().make(4);
     layer.ptr()->train(train);
+    const torch::Tensor argument = torch::rand(sizes);
     const Tensors state = state_of(*layer.ptr());
     OperatorWatch watch(state, torch::kCPU, Operators::kAny);
-    layer.forward(torch::rand(sizes));
+    layer.forward(argument);
     EXPECT_FALSE(watch.draws()) << "train " << train;
     for (size_t i = 0; i < state.size(); ++i) {
       EXPECT_FALSE(watch.take_before(i).defined()) << i << ", train " << train;
