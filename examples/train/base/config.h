@@ -32,7 +32,7 @@ struct Config {
 
   // Where the run happens. Results do not depend on it, but for rounding.
   bool use_cuda = true; // where a device is present
-  std::optional<bool> cuda_graph; // none: on a GPU, where it never costs time
+  std::optional<bool> cuda_graph; // none: on a GPU, where that can be captured
   bool deterministic = false; // the fastest algorithms add in any order
   int threads = 0; // 0: LibTorch's default, one per core
 

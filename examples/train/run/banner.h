@@ -14,6 +14,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <optional>
 #include <string>
 
 namespace training {
@@ -78,7 +79,8 @@ inline void print_banner(
     const RunState& state,
     const Trainer& trainer) {
   const int threads = torch::get_num_threads();
-  const auto hint = hint_on_load(threads);
+  const auto hint =
+      trainer.device().is_cpu() ? hint_on_load(threads) : std::nullopt;
   say("{} on {}\n"
       "  network   {} parameters ({:.2f} MiB), engine {}\n"
       "  data      {} training and {} test images of {} classes, {}\n"

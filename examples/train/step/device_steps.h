@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/allocation_meter.h>
+#include <memcnn/exact_range.h>
 
 #include "revnet/captured_step.h"
 #include "train/data/batches.h"
@@ -61,7 +62,10 @@ class DeviceSteps final : public Steps {
   }
 
   /// A replay allocates nothing: its memory is what its capture took.
+  ///
+  /// Throws:   c10::ValueError if values left the range of the exact mode.
   StepReport read() override {
+    memcnn::check_exact_range(learner_.device());
     StepReport report = tally_.read();
     if (watch_) {
       report.sums.milliseconds = watch_->milliseconds();

@@ -19,6 +19,7 @@
 #include "train/step/steps.h"
 
 #include <torch/nn.h>
+#include <torch/version.h>
 
 #include <cstdint>
 #include <functional>
@@ -36,9 +37,12 @@ inline StepsOn best_for(torch::Device device) {
   return device.is_cpu() ? StepsOn::kHost : StepsOn::kDevice;
 }
 
-/// Whether steps on a device are to be CUDA graphs.
+/// Whether steps on a device are to be CUDA graphs. By themselves only where
+/// recomputation can be captured: memcnn's Note [Graph capture], rule 2.
 inline bool uses_graph(const Config& config, torch::Device device) {
-  return device.is_cuda() && config.cuda_graph.value_or(true);
+  constexpr bool kReplaysRandomNumbers = TORCH_VERSION_MAJOR > 2 ||
+      (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 10);
+  return device.is_cuda() && config.cuda_graph.value_or(kReplaysRandomNumbers);
 }
 
 /// A network, its optimizer and its data: all that training touches.
