@@ -3,7 +3,7 @@
 
 #include "benchmark/engines.h"
 #include "revnet/captured_step.h"
-#include "train/libtorch/autocast.h"
+#include "support/autocast_guard.h"
 
 #include <memcnn/allocation_meter.h>
 
@@ -43,7 +43,7 @@ inline at::Tensor loss_of(const Halves& outputs) {
 
 /// Forward and loss.
 inline at::Tensor run(const Engine& engine, const at::Tensor& image) {
-  const training::AutocastGuard guard(image.device().type(), engine.autocast);
+  const support::AutocastGuard guard(image.device().type(), engine.autocast);
   return loss_of(engine.forward(image));
 }
 

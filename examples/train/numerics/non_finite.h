@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/autocast_guard.h"
 #include "train/data/batches.h"
-#include "train/libtorch/autocast.h"
 #include "train/numerics/blocks.h"
 #include "train/numerics/trial_copy.h"
 
@@ -68,7 +68,7 @@ inline std::optional<std::string> non_finite_block(
   const torch::NoGradGuard no_grad;
   const torch::Device device = batch.images.device();
   TrialCopy copy(network, device, network.is_training());
-  const AutocastGuard guard(device.type(), autocast);
+  const support::AutocastGuard guard(device.type(), autocast);
   torch::Tensor values = batch.images;
   if (!is_finite(values)) {
     return "the images of the batch";

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "support/autocast_guard.h"
 #include "train/data/batches.h"
-#include "train/libtorch/autocast.h"
 #include "train/numerics/blocks.h"
 #include "train/numerics/trial_copy.h"
 #include "train/step/loss.h"
@@ -181,7 +181,7 @@ inline NumericsReport measure_numerics(
   NumericsReport report;
   torch::Tensor loss;
   {
-    const AutocastGuard guard(device.type(), autocast);
+    const support::AutocastGuard guard(device.type(), autocast);
     const auto blocks = blocks_of(copy.network());
     const auto values = detail::run_with_kept_inputs(blocks, batch.images);
     report.inverse_errors = detail::inverse_errors_of(blocks, values);
@@ -191,7 +191,7 @@ inline NumericsReport measure_numerics(
 
   copy.rewind_generators();
   {
-    const AutocastGuard guard(device.type(), autocast);
+    const support::AutocastGuard guard(device.type(), autocast);
     loss = loss_of(copy.network().forward(batch.images), batch.labels);
   }
   const auto found = detail::gradients_of(loss, copy.network());

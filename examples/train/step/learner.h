@@ -3,9 +3,9 @@
 
 #include "revnet/fused_sgd.h"
 #include "revnet/revnet.h"
+#include "support/autocast_guard.h"
 #include "train/base/config.h"
 #include "train/data/batches.h"
-#include "train/libtorch/autocast.h"
 #include "train/step/figures.h"
 #include "train/step/loss.h"
 #include "train/step/memory_use.h"
@@ -62,7 +62,7 @@ class Learner final {
   }
 
   Forward forward(const Batch& batch) {
-    const AutocastGuard autocast(device_.type(), config_.amp);
+    const support::AutocastGuard autocast(device_.type(), config_.amp);
     const torch::Tensor logits =
         network_->forward(batch.images).to(torch::kFloat32);
     return {loss_of(logits, batch.labels), ranked_hits(logits, batch.labels)};

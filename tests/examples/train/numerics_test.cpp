@@ -206,7 +206,7 @@ TEST_P(NumericsOfEngine, AreNoWorseThanBfloat16ItselfUnderAutocast) {
   auto net = seeded(options());
   const auto batch = small_batch();
   const auto plain_gradients = [&](bool autocast) {
-    const AutocastGuard guard(at::kCPU, autocast);
+    const support::AutocastGuard guard(at::kCPU, autocast);
     const auto values =
         training::detail::run_with_kept_inputs(blocks_of(*net), batch.images);
     return training::detail::gradients_of(

@@ -3,7 +3,7 @@
 
 #include <ATen/autocast_mode.h>
 
-namespace training {
+namespace support {
 
 /// Lets a network compute in bfloat16 where that is accurate enough, until the
 /// end of scope.
@@ -34,4 +34,4 @@ class AutocastGuard final {
   bool was_enabled_;
 };
 
-} // namespace training
+} // namespace support
