@@ -15,7 +15,6 @@
 #include "train/step/steps.h"
 #include "train/step/stopwatch.h"
 
-#include <ATen/Context.h>
 #include <torch/types.h>
 
 #include <cstdint>
@@ -94,12 +93,10 @@ class DeviceSteps final : public Steps {
     note(memory.use());
   }
 
-  /// Leaves out the step in which cuDNN tries all its algorithms, in whatever
-  /// memory there is.
+  /// Leaves out a GPU's first step: libraries take workspaces in it that they
+  /// keep, and cuDNN may try all its algorithms, in whatever memory there is.
   void note(const MemoryUse& use) {
-    const bool tries_algorithms = !has_learned_ &&
-        learner_.device().is_cuda() && at::globalContext().benchmarkCuDNN();
-    if (!tries_algorithms) {
+    if (has_learned_ || !learner_.device().is_cuda()) {
       memory_ = use;
     }
     has_learned_ = true;

@@ -173,7 +173,8 @@ class DeviceStepsCuda : public testing::Test {
       trainer.step(i);
       if (one_by_one || i + 1 == config.iterations) {
         const StepSums sums = trainer.read().sums;
-        EXPECT_GT(sums.memory.held_after_forward, 0);
+        // The first step takes workspaces as well: it tells nothing.
+        EXPECT_EQ(sums.memory.held_after_forward > 0, i > 0);
         found.push_back(sums.loss);
       }
     }
