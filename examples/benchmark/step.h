@@ -6,6 +6,7 @@
 #include "support/autocast_guard.h"
 
 #include <memcnn/allocation_meter.h>
+#include <memcnn/exact_range.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/cuda.h>
@@ -85,6 +86,7 @@ inline StepTime time_replay(revnet::CapturedStep& step, at::Device device) {
   return time;
 }
 
+/// Throws:   c10::ValueError if a value leaves the range of the exact mode.
 inline StepMemory meter_step(const Engine& engine, const at::Tensor& image) {
   StepMemory memory;
   const memcnn::AllocationMeter meter(image.device().type());
@@ -95,6 +97,7 @@ inline StepMemory meter_step(const Engine& engine, const at::Tensor& image) {
   }
   memory.peak = meter.peak_bytes();
   memory.left = meter.held_bytes();
+  memcnn::check_exact_range(image.device());
   return memory;
 }
 
