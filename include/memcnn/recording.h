@@ -38,9 +38,10 @@ namespace memcnn {
 //    whether it needs a gradient or not. A tensor that a branch writes is copied
 //    just before (detail/operator_watch.h), gets its value and version back for
 //    the second run, and is left as found; the second run has to write what the
-//    first wrote. Running statistics of batch normalisation that trains are
-//    written, never read: they stand still in the second run and need no copy.
-//    (A branch that reads them by itself finds those that forward left.)
+//    first wrote. (LibTorch's layers that only compute are not watched:
+//    detail/only_computes.h.) Running statistics of batch normalisation that
+//    trains are written, never read: they stand still in the second run and need
+//    no copy. (A branch that reads them by itself finds those that forward left.)
 //    Statistics after a step equal those of the plain network bit for bit. What
 //    forward read and something else changed before backward is an error. Where
 //    a module is rebuilt by its own inverse, that one sees what forward left.

@@ -93,7 +93,7 @@ class CpuGeneratorState {
 /// The states of the default generators that a module on one device can draw
 /// from: the CPU's and, where the module runs elsewhere, that device's.
 ///
-/// Memory:   2,552 bytes for the CPU, 16 bytes for a CUDA device, host memory.
+/// Memory:   2,544 bytes for the CPU, 16 bytes for a CUDA device, host memory.
 class GeneratorState {
  public:
   /// Stops where a capture shuts the device's generator (Note [Graph capture],
