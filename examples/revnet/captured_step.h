@@ -3,21 +3,10 @@
 
 // A whole training step as one CUDA graph:
 //
-//   revnet::FusedSgd optimizer(net->parameters(), /*lr=*/0.1);
-//   revnet::CapturedStep step(device, [&](const std::vector<Tensor>& batch) {
-//     optimizer.zero_grad();
-//     const auto loss = torch::cross_entropy_loss(net(batch[0]), batch[1]);
-//     loss.backward();
-//     optimizer.step();
-//     return std::vector<Tensor>{loss};
-//   });
+//   revnet::CapturedStep step(device, train_on); // fused_sgd.h shows such one
 //   const Tensor loss = step({images, labels})[0];
 //
-// Where kernels are short, a GPU waits for the host to launch the next one. A
-// graph launches all of them in one call.
-//
-// Copy this file into a project that links LibTorch: it needs no other. Without
-// a GPU, or with a LibTorch without CUDA, every step runs eagerly.
+// Copy this one file to where LibTorch is linked. On a CPU, steps run eagerly.
 
 #include <torch/arg.h>
 #include <torch/types.h>
@@ -38,6 +27,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/Event.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #else
@@ -59,8 +49,7 @@ class Graph {
   virtual ~Graph() = default;
   /// Runs the work eagerly, where it will be captured.
   virtual void warm_up(const Function& work) = 0;
-  /// Records the work without running it. A graph whose capture throws is of no
-  /// further use.
+  /// Records the work without running it. If it throws, the graph is of no use.
   virtual void capture(const Function& work) = 0;
   /// Runs what was recorded, on the caller's stream.
   virtual void replay() = 0;
@@ -91,6 +80,9 @@ class CudaGraph final : public Graph {
   }
 
   void capture(const Function& work) override {
+    // One that begins in another fails, and ends the program in ~CUDAGraph().
+    const auto around = c10::cuda::currentStreamCaptureStatusMayInitCtx();
+    TORCH_CHECK(around == c10::cuda::CaptureStatus::None, "another around it.");
     const c10::cuda::CUDAStreamGuard guard(stream_);
     // A graph has memory of its own: what warm-up left cached is in its way.
     c10::cuda::CUDACachingAllocator::emptyCache();
@@ -118,9 +110,9 @@ class CudaGraph final : public Graph {
 
  private:
   int64_t reserved_bytes() const {
-    namespace allocator = c10::cuda::CUDACachingAllocator;
-    const auto stats = allocator::getDeviceStats(stream_.device_index());
-    return stats.reserved_bytes[/*all pools*/ 0].current;
+    using namespace c10::cuda::CUDACachingAllocator;
+    const auto bytes = getDeviceStats(stream_.device_index()).reserved_bytes;
+    return bytes[/*all pools*/ 0].current;
   }
 
   static void order(const c10::Stream& first, const c10::Stream& then) {
@@ -143,12 +135,10 @@ class CudaGraph final : public Graph {
 #endif
   }
 
-  /// Ends a capture that failed, whatever state CUDA has it in.
-  ///
-  /// capture_end() throws if CUDA has declared the capture invalid, before it
-  /// tells allocator and generators that they serve no capture any more: random
-  /// numbers would be an error from then on. So it is given a valid capture to
-  /// end, of a node that does nothing.
+  /// Ends a capture that failed. capture_end() throws if CUDA has declared the
+  /// capture invalid, before it tells allocator and generators that they serve
+  /// none any more: random numbers would be an error from then on. So it is
+  /// given a valid capture to end, of a node that does nothing.
   void abandon() noexcept {
     try {
       cudaGraph_t captured = nullptr;
@@ -201,15 +191,13 @@ struct CapturedStepOptions {
 /// Runs a step given as a function, on a GPU as one CUDA graph.
 ///
 /// The first calls are ordinary steps on a stream of their own. The next one
-/// captures the step and replays it, and so do all later ones: the function
-/// itself, and what it does on the host, does not run again. Each call is in
-/// order with what the caller's current stream was given before and after it.
+/// captures the step, and from then on it is replayed: the function itself does
+/// not run again. Each call is in order with the caller's current stream.
 ///
 /// A replay works on the memory of the step that was captured. So the step itself
-/// begins with setting gradients to none; a value that changes from step to step
-/// is an input, or a tensor that is written in place, as FusedSgd's learning rate
-/// is (that of torch::optim::SGD is a number, and stays as it was captured); and
-/// weights are loaded before the first call, since torch::load() moves them.
+/// begins with setting gradients to none; what changes from step to step is an
+/// input, or a tensor that is written in place, as FusedSgd's learning rate is;
+/// and weights are loaded before the first call, since torch::load() moves them.
 ///
 /// Shapes:   inputs of every call as those of the first, on the device.
 /// Memory:   on a GPU, copies of the inputs, for the graph what a step needs at
@@ -276,6 +264,7 @@ class CapturedStep final {
  private:
   /// Holds the inputs against those of the first call.
   void check(const Tensors& inputs) {
+    check_place("inputs", inputs);
     if (calls_ == 0) {
       allocate(inputs);
     }
@@ -289,13 +278,10 @@ class CapturedStep final {
     for (size_t i = 0; i < inputs.size(); ++i) {
       const torch::Tensor &first = inputs_[i], &input = inputs[i];
       TORCH_CHECK_VALUE(
-          input.device() == device_ && input.dtype() == first.dtype() &&
-              input.sizes() == first.sizes(),
+          input.dtype() == first.dtype() && input.sizes() == first.sizes(),
           "CapturedStep::operator(): expected input ",
           i,
-          " on ",
-          device_,
-          " and, as in the first call, ",
+          " to be, as in the first call, ",
           first.dtype(),
           " of sizes ",
           first.sizes(),
@@ -303,17 +289,30 @@ class CapturedStep final {
           input.dtype(),
           " of sizes ",
           input.sizes(),
+          ". Make a CapturedStep for each kind of input.");
+    }
+  }
+
+  /// What is elsewhere the host made, which does nothing in a replay.
+  void check_place(const char* what, const Tensors& tensors) const {
+    for (const torch::Tensor& tensor : tensors) {
+      TORCH_CHECK_VALUE(
+          tensor.defined() && tensor.device() == device_,
+          "CapturedStep::operator(): expected ",
+          what,
           " on ",
-          input.device(),
-          ". Move it, or make a CapturedStep for each kind of input.");
+          device_,
+          ", but got one ",
+          tensor.defined() ? "on " + tensor.device().str() : "undefined",
+          ".");
     }
   }
 
   /// Makes the tensors that a graph reads; without one, their kinds alone.
   void allocate(const Tensors& inputs) {
+    const auto device = graph_ ? device_ : torch::Device(torch::kMeta);
     inputs_.clear();
     for (const torch::Tensor& input : inputs) {
-      const auto device = graph_ ? device_ : torch::Device(torch::kMeta);
       inputs_.push_back(torch::empty_like(input, device));
     }
   }
@@ -327,6 +326,7 @@ class CapturedStep final {
 
   Tensors run(const Tensors& inputs) const {
     Tensors outputs = step_(inputs);
+    check_place("outputs", outputs);
     for (torch::Tensor& output : outputs) {
       output = output.detach(); // lets go of what was kept for backward
     }

@@ -21,6 +21,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -103,10 +104,9 @@ TEST(CapturedStep, RejectsOtherSizes) {
         step({torch::ones({2, 3})});
       },
       ThrowsError<c10::ValueError>(
-          StrEq("CapturedStep::operator(): expected input 0 on cpu and, as in "
-                "the first call, float of sizes [4, 3], but got float of sizes "
-                "[2, 3] on cpu. Move it, or make a CapturedStep for each kind "
-                "of input.")));
+          StrEq("CapturedStep::operator(): expected input 0 to be, as in the "
+                "first call, float of sizes [4, 3], but got float of sizes "
+                "[2, 3]. Make a CapturedStep for each kind of input.")));
   EXPECT_EQ(step({torch::ones({4, 3})})[0].sum().item<double>(), 12);
 }
 
@@ -140,9 +140,35 @@ TEST(CapturedStep, RejectsInputsOfAnotherDevice) {
       [&] {
         step({torch::ones({4, 3}, torch::kMeta)});
       },
-      ThrowsError<c10::ValueError>(HasSubstr(
-          "expected input 0 on cpu and, as in the first call, float "
-          "of sizes [4, 3], but got float of sizes [4, 3] on meta.")));
+      ThrowsError<c10::ValueError>(
+          StrEq("CapturedStep::operator(): expected inputs on cpu, but got one "
+                "on meta.")));
+}
+
+TEST(CapturedStep, RejectsAnUndefinedInput) {
+  CapturedStep step(torch::kCPU, [](const Tensors& inputs) { return inputs; });
+  EXPECT_THAT(
+      [&] { step({Tensor()}); },
+      ThrowsError<c10::ValueError>(
+          StrEq("CapturedStep::operator(): expected inputs on cpu, but got one "
+                "undefined.")));
+}
+
+TEST(CapturedStep, RejectsOutputsThatAReplayWouldNotWrite) {
+  for (const auto& [output, told] :
+       {std::pair(torch::ones({1}, torch::kMeta), "on meta"),
+        std::pair(Tensor(), "undefined")}) {
+    CapturedStep step(torch::kCPU, [output = output](const Tensors&) {
+      return Tensors{torch::ones({1}), output};
+    });
+    EXPECT_THAT(
+        [&] { step(); },
+        ThrowsError<c10::ValueError>(StrEq(c10::str(
+            "CapturedStep::operator(): expected outputs on cpu, but got "
+            "one ",
+            told,
+            "."))));
+  }
 }
 
 TEST(CapturedStep, RejectsAWarmUpOfNoCalls) {
@@ -248,7 +274,7 @@ TEST_F(CapturedStepCuda, RejectsAnotherBatchSize) {
         step({torch::ones({5, 3}, kGpu)});
       },
       ThrowsError<c10::ValueError>(HasSubstr(
-          "float of sizes [8, 3], but got float of sizes [5, 3] on cuda:0.")));
+          "float of sizes [8, 3], but got float of sizes [5, 3].")));
   EXPECT_EQ(step(batch)[0].numel(), 1);
 }
 
@@ -312,6 +338,26 @@ TEST_F(CapturedStepCuda, SaysThatAStepDoesNothingWhereItIsCaptured) {
       [&] { step(); },
       ThrowsError<c10::Error>(
           HasSubstr("no work on the stream that it was given.")));
+  expect_usable_gpu();
+}
+
+TEST_F(CapturedStepCuda, RejectsACaptureWithinAnother) {
+  const auto draw = [](const Tensors&) {
+    return Tensors{torch::rand({3}, kGpu)};
+  };
+  CapturedStep step(
+      kGpu,
+      [&](const Tensors&) {
+        CapturedStep inner(kGpu, draw, few());
+        warm_up(inner);
+        return inner();
+      },
+      few());
+  warm_up(step);
+  EXPECT_THAT(
+      [&] { step(); },
+      ThrowsError<c10::Error>(
+          HasSubstr("while it was captured: another around it.")));
   expect_usable_gpu();
 }
 
