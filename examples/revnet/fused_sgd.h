@@ -106,6 +106,11 @@ class FusedSgd final {
         !detail::is_capturing(lr_.device()),
         "FusedSgd::set_lr(): expected a call outside of a captured step, but got "
         "one while it is captured. Set the learning rate before the step.");
+    TORCH_CHECK_VALUE(
+        lr >= 0,
+        "FusedSgd::set_lr(): expected a learning rate of 0 or more, but got ",
+        lr,
+        ".");
     options_.lr(lr);
     lr_.fill_(lr);
   }
@@ -125,6 +130,14 @@ class FusedSgd final {
   /// `found_inf`, a float32 scalar on their device, is 1.
   void step(const std::optional<torch::Tensor>& found_inf = std::nullopt) {
     const torch::NoGradGuard no_grad;
+    // A learning rate elsewhere would be a number in a graph.
+    TORCH_CHECK(
+        parameters_[0].device() == lr_.device(),
+        "FusedSgd::step(): expected parameters on ",
+        lr_.device(),
+        " as they were for the constructor, but got them on ",
+        parameters_[0].device(),
+        ". Move the module before its optimiser is made.");
     Tensors parameters, gradients, buffers;
     for (size_t i = 0; i < parameters_.size(); ++i) {
       const torch::Tensor& parameter = parameters_[i];
@@ -171,6 +184,17 @@ class FusedSgd final {
         " buffers, but got ",
         buffers.size(),
         ".");
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      TORCH_CHECK_VALUE(
+          buffers[i].sizes() == momentum_buffers_[i].sizes(),
+          "FusedSgd::set_momentum_buffers(): expected buffer ",
+          i,
+          " of sizes ",
+          momentum_buffers_[i].sizes(),
+          ", but got ",
+          buffers[i].sizes(),
+          ".");
+    }
     const torch::NoGradGuard no_grad;
     for (size_t i = 0; i < buffers.size(); ++i) {
       momentum_buffers_[i].copy_(buffers[i]);

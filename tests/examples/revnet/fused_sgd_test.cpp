@@ -187,6 +187,31 @@ TEST(FusedSgd, KeepsNoBuffersWithoutMomentum) {
                 "1.")));
 }
 
+TEST(FusedSgd, RejectsBuffersOfOtherSizesBeforeItTakesAny) {
+  const auto options = SGDOptions(0.1).momentum(0.9);
+  FusedSgd optimizer({torch::ones({2}), torch::ones({2, 3})}, options);
+  EXPECT_THAT(
+      [&] {
+        optimizer.set_momentum_buffers({torch::ones({2}), torch::ones({1})});
+      },
+      ThrowsError<c10::ValueError>(
+          StrEq("FusedSgd::set_momentum_buffers(): expected buffer 1 of sizes "
+                "[2, 3], but got [1].")));
+  EXPECT_EQ(optimizer.momentum_buffers()[0].sum().item<double>(), 0);
+}
+
+TEST(FusedSgd, RejectsALearningRateThatIsNone) {
+  FusedSgd optimizer(make_parameters(torch::kFloat32), 0.1);
+  for (const double lr : {-1.0, std::numeric_limits<double>::quiet_NaN()}) {
+    EXPECT_THAT(
+        [&] { optimizer.set_lr(lr); },
+        ThrowsError<c10::ValueError>(
+            StartsWith("FusedSgd::set_lr(): expected a learning rate of 0 or "
+                       "more, but got ")));
+    EXPECT_EQ(optimizer.lr(), 0.1);
+  }
+}
+
 TEST(FusedSgd, RejectsOptions) {
   for (const SGDOptions& options :
        {SGDOptions(-1),
@@ -240,6 +265,21 @@ TEST(NotFinite, IsOneWhereAnyValueIsNot) {
   EXPECT_EQ(of(infinity), 1);
   EXPECT_EQ(of(-infinity), 1);
   EXPECT_EQ(of(std::numeric_limits<double>::quiet_NaN()), 1);
+}
+
+TEST(FusedSgdCuda, RejectsParametersThatMovedSince) {
+  if (!torch::cuda::is_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  torch::nn::Linear layer(2, 3);
+  FusedSgd optimizer(layer->parameters(), 0.1);
+  layer->to(torch::Device(torch::kCUDA, 0));
+  EXPECT_THAT(
+      [&] { optimizer.step(); },
+      ThrowsError<c10::Error>(
+          StrEq("FusedSgd::step(): expected parameters on cpu as they were for "
+                "the constructor, but got them on cuda:0. Move the module "
+                "before its optimiser is made.")));
 }
 
 TEST(FusedSgdCuda, HasTheNumbersOfTorchSgd) {
