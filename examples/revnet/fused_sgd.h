@@ -230,12 +230,13 @@ class FusedSgd final {
     for (size_t i = 0; i < parameters_.size(); ++i) {
       const torch::Tensor& parameter = parameters_[i];
       TORCH_CHECK_VALUE(
-          parameter.is_non_overlapping_and_dense() &&
+          parameter.is_floating_point() &&
+              parameter.is_non_overlapping_and_dense() &&
               parameter.dtype() == first.dtype() &&
               parameter.device() == first.device() &&
               seen.insert(parameter.unsafeGetTensorImpl()).second,
           "FusedSgd::FusedSgd(): expected distinct, dense parameters of one "
-          "dtype on one device, but got parameter ",
+          "floating point dtype on one device, but got parameter ",
           i,
           " of sizes ",
           parameter.sizes(),

@@ -243,12 +243,17 @@ TEST(FusedSgd, RejectsParameters) {
         }),
         ThrowsError<c10::ValueError>(StrEq(
             "FusedSgd::FusedSgd(): expected distinct, dense parameters of one "
-            "dtype on one device, but got parameter 1 of sizes [2, 3] and "
-            "strides " +
+            "floating point dtype on one device, but got parameter 1 of sizes "
+            "[2, 3] and strides " +
             description + ", after float on cpu.")));
   };
   expect_rejected(parameter, "[3, 1], float on cpu");
   expect_rejected(torch::ones({2, 3}, torch::kDouble), "[3, 1], double on cpu");
+  const auto count = torch::ones({2}, torch::kInt64);
+  EXPECT_THAT(
+      [&] { FusedSgd({count}, 0.1); },
+      ThrowsError<c10::ValueError>(HasSubstr("but got parameter 0 of sizes [2] "
+                                             "and strides [1], long int")));
   expect_rejected(torch::ones({2, 3}, torch::kMeta), "[3, 1], float on meta");
   expect_rejected(torch::ones({2, 6}).slice(1, 0, 3), "[6, 1], float on cpu");
 }
