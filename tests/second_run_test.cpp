@@ -330,6 +330,24 @@ TEST_P(SecondRun, FrozenParameterChangedInBetweenIsAnError) {
   }
 }
 
+TEST_P(SecondRun, ParameterFrozenInBetweenGetsNoGradient) {
+  nn::Linear f(3, 3);
+  f->to(torch::kDouble);
+  memcnn::AdditiveCoupling coupling(f, zero());
+  const torch::Tensor x = leaf({4, 6});
+  const auto gradient_of_x = [&](const torch::Tensor& y) {
+    f->weight.set_requires_grad(false);
+    y.square().sum().backward();
+    f->weight.set_requires_grad(true);
+    return std::exchange(x.mutable_grad(), {});
+  };
+  const torch::Tensor expected = gradient_of_x(coupling(x * 1.0));
+  const torch::Tensor got = gradient_of_x(run(GetParam(), coupling, x * 1.0));
+  EXPECT_LT(relative_error(got, expected), 1e-6);
+  EXPECT_FALSE(f->weight.grad().defined());
+  EXPECT_TRUE(f->bias.grad().defined());
+}
+
 TEST_P(SecondRun, ConstantBufferChangedInBetweenIsAnError) {
   if (GetParam() == Path::kBudget) {
     GTEST_SKIP() << "plain autograd of a kept block did not save the buffer";

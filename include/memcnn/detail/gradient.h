@@ -174,7 +174,7 @@ inline void check_known(
   }
   if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node)) {
     TORCH_CHECK(
-        false,
+        !leaf->variable.requires_grad(), // it was frozen after forward
         "memcnn: expected '",
         module.name(),
         "' to compute from its arguments and registered parameters only, but "
