@@ -131,9 +131,9 @@ inline void add_gpu(CLI::App& app, Config& config) {
       [&config] { config.cuda_graph = false; },
       "Launch the kernels of a GPU one by one, instead of each step as one CUDA "
       "graph");
-  app.add_flag_callback(
-         "--cuda-graph",
-         [&config] { config.cuda_graph = true; },
+  app.add_flag_function(
+         "--cuda-graph", // a file of options may say that it is false
+         [&config](int64_t count) { config.cuda_graph = count > 0; },
          "Insist on that graph: without a GPU, stop (default: a graph where "
          "there is a GPU)")
       ->excludes(no_cuda)

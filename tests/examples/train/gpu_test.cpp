@@ -119,6 +119,14 @@ TEST_F(TrainProgramCuda, ComparesGraphsWithGraphs) {
   EXPECT_THAT(result.out, HasSubstr("2 steps each from the same weights"));
 }
 
+TEST_F(TrainProgramCuda, TakesAGraphForFalseFromAFile) {
+  memcnn_test::write(directory_ / "run.toml", "cuda-graph = false\n");
+  const auto result = deterministic(
+      "resnet32 synthetic --iterations 1 --config run.toml --results-dir here");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("kernel by kernel"));
+}
+
 TEST_F(TrainProgramCuda, StopsWholeWhereMemoryRunsOut) {
   const std::string run =
       "resnet32 synthetic --test-images 8 --batch-size 200 --log-every 1 "
