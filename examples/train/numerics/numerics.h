@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/exact_range.h>
+
 #include "support/autocast_guard.h"
 #include "train/data/batches.h"
 #include "train/numerics/blocks.h"
@@ -172,6 +174,7 @@ inline Deviation NumericsReport::inverse() const {
 ///           activations of one block at a time: less than plain autograd.
 /// Accuracy: inverse errors are those of rebuilding every block, also of those
 ///           that a memory budget keeps; gradients are those of the run.
+/// Throws:   c10::ValueError if values left the range of the exact mode.
 inline NumericsReport measure_numerics(
     const revnet::RevNetImpl& network,
     const Batch& batch,
@@ -195,6 +198,7 @@ inline NumericsReport measure_numerics(
     loss = loss_of(copy.network().forward(batch.images), batch.labels);
   }
   const auto found = detail::gradients_of(loss, copy.network());
+  memcnn::check_exact_range(device); // else the next step would be told
   report.gradient = detail::largest_deviation(copy.network(), found, expected);
   return report;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/exact_range.h>
+
 #include "train/data/batches.h"
 #include "train/data/device_images.h"
 #include "train/step/figures.h"
@@ -79,6 +81,8 @@ inline Evaluation summed_up(
 /// Classifies images, as they are, and waits for the device only at the end.
 /// `go_on` is told the share done; where it returns false, the evaluation stops,
 /// and nothing is returned.
+///
+/// Throws:   c10::ValueError if values left the range of the exact mode.
 inline std::optional<Evaluation> evaluate(
     Learner& learner,
     const DeviceImages& images,
@@ -98,6 +102,7 @@ inline std::optional<Evaluation> evaluate(
     found.figures.push_back(figures_of(loss, hits));
     found.hits.push_back(hits.select(1, 0));
   }
+  memcnn::check_exact_range(learner.device());
   return detail::summed_up(
       found, images.labels().cpu(), batch_size, num_classes);
 }

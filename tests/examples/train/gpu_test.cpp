@@ -127,6 +127,15 @@ TEST_F(TrainProgramCuda, TakesAGraphForFalseFromAFile) {
   EXPECT_THAT(result.out, HasSubstr("kernel by kernel"));
 }
 
+TEST_F(TrainProgramCuda, StopsWhereAnEvaluationLeavesTheExactRange) {
+  const auto result = deterministic(
+      "revnet38 synthetic --iterations 0 --fractional-bits 20 "
+      "--results-dir here");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("where fractional_bits(20) is exact"));
+  EXPECT_FALSE(fs::exists(here("results.json")));
+}
+
 TEST_F(TrainProgramCuda, StopsWholeWhereMemoryRunsOut) {
   const std::string run =
       "resnet32 synthetic --test-images 8 --batch-size 200 --log-every 1 "
