@@ -10,6 +10,7 @@
 #include "train/run/checkpoint_files.h"
 #include "train/run/interrupt.h"
 #include "train/run/log.h"
+#include "train/run/out_of_memory.h"
 #include "train/run/print.h"
 #include "train/run/progress_line.h"
 #include "train/run/results.h"
@@ -200,7 +201,7 @@ class Run final {
       print_warning(fmt::format(
           "the check of iteration {} is left out: {}",
           state_.iteration,
-          error.what_without_backtrace()));
+          reason_of(error)));
       return std::nullopt;
     }
   }
