@@ -5,6 +5,7 @@
 #include <memcnn/plain_autograd.h>
 
 #include "revnet/captured_step.h"
+#include "support/error.h"
 #include "train/base/config.h"
 #include "train/data/images.h"
 #include "train/run/interrupt.h"
@@ -13,6 +14,7 @@
 #include "train/run/run_state.h"
 #include "train/step/memory_use.h"
 #include "train/step/network.h"
+#include "train/step/step_result.h"
 #include "train/step/trainer.h"
 
 #include <fmt/format.h>
@@ -38,6 +40,23 @@ inline int64_t untimed_steps(const Trainer& trainer) {
   return trainer.runs_ahead() ? revnet::CapturedStepOptions().warm_up() + 1 : 0;
 }
 
+/// What the steps since the last call have to tell.
+///
+/// Throws:   Error if one of them had a loss that is not finite: what comes
+///           after it are no steps to measure.
+inline StepSums sums_of_finite_steps(const Config& config, Trainer& trainer) {
+  const StepReport report = trainer.read();
+  if (report.bad_loss) {
+    throw support::Error(fmt::format(
+        "expected the loss of engine {} to be finite, but got {:g}. Give a lower "
+        "--learning-rate (now {:g}).",
+        config.engine,
+        *report.bad_loss,
+        config.learning_rate));
+  }
+  return report.sums;
+}
+
 /// What the timed steps of a network come to, and the memory of all.
 inline RunState
 measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
@@ -49,9 +68,9 @@ measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
         "measuring engine {}: step {} of {}", config.engine, i + 1, steps));
     trainer.step(i);
     if (i + 1 == untimed) {
-      state.memory.include(trainer.read().sums.memory);
+      state.memory.include(sums_of_finite_steps(config, trainer).memory);
     } else if (!trainer.runs_ahead() || i + 1 == steps) {
-      state.add(trainer.read().sums);
+      state.add(sums_of_finite_steps(config, trainer));
     }
   }
   return state;
@@ -61,6 +80,8 @@ measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
 
 /// Trains the twins one after the other, as many steps as the configuration
 /// says. Nothing where a signal asks to stop.
+///
+/// Throws:   Error if a loss is not finite.
 inline std::optional<Comparison> compare_with_plain(
     const Config& config,
     const DataSet& data,

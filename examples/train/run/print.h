@@ -89,18 +89,20 @@ inline void print_summary(
       to_mebibytes(trainer.parameter_bytes()),
       trainer.parameter_count());
   if (state.iteration > 0) {
-    say("  time per step       {:8.1f} ms   (median of {} steps{})\n"
-        "  held after forward  {:8.2f} MiB  (waits for backward)\n"
-        "  peak of the step    {:8.2f} MiB  (beyond parameters, momentum, "
-        "batch)",
+    say("  time per step       {:8.1f} ms   (median of {} steps{})",
         state.milliseconds_per_step(),
         state.step_milliseconds.size(),
-        trainer.runs_ahead() ? ", timed row by row" : "",
+        trainer.runs_ahead() ? ", timed row by row" : "");
+  }
+  if (state.memory.peak > 0) { // a GPU's first step is not measured
+    say("  held after forward  {:8.2f} MiB  (waits for backward)\n"
+        "  peak of the step    {:8.2f} MiB  (beyond parameters, momentum, "
+        "batch)",
         to_mebibytes(state.memory.held_after_forward),
         to_mebibytes(state.memory.peak));
   }
   if (trainer.device().is_cuda()) {
-    say("  taken of the GPU    {:8.2f} MiB  (by images, graph and all else)",
+    say("  taken of the GPU    {:8.2f} MiB  (by all of the run, at its end)",
         to_mebibytes(taken_bytes(trainer.device())));
   }
 }

@@ -19,10 +19,19 @@
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
-#include <optional>
 #include <string_view>
 
 namespace training {
+
+namespace detail {
+
+/// A time or a size as a number; null where none was measured.
+template <class Number>
+nlohmann::ordered_json measured(Number value) {
+  return value > 0 ? nlohmann::ordered_json(value) : nullptr;
+}
+
+} // namespace detail
 
 /// The row of the steps since the last one, as the log has it.
 inline nlohmann::ordered_json make_row(
@@ -39,8 +48,8 @@ inline nlohmann::ordered_json make_row(
       {"lr", learning_rate_at(config, state.iteration - 1)},
       {"ms_per_step", since.milliseconds / steps},
       {"data_ms_per_step", since.data_milliseconds / steps},
-      {"held_bytes", since.memory.held_after_forward},
-      {"peak_bytes", since.memory.peak}};
+      {"held_bytes", detail::measured(since.memory.held_after_forward)},
+      {"peak_bytes", detail::measured(since.memory.peak)}};
 }
 
 inline constexpr const char* kRunName = "run.json";
@@ -78,24 +87,22 @@ inline void write_run(
 
 namespace detail {
 
-inline nlohmann::ordered_json measured(const RunState& state) {
+inline nlohmann::ordered_json step_figures(const RunState& state) {
   return {
-      {"median_ms_per_step", state.milliseconds_per_step()},
-      {"held_after_forward_bytes", state.memory.held_after_forward},
-      {"peak_of_the_step_bytes", state.memory.peak}};
+      {"median_ms_per_step", measured(state.milliseconds_per_step())},
+      {"held_after_forward_bytes", measured(state.memory.held_after_forward)},
+      {"peak_of_the_step_bytes", measured(state.memory.peak)}};
 }
 
 } // namespace detail
 
-/// Writes what a run has come to.
-inline void write_results(
-    const Folder& folder,
+/// What a run has come to. The memory of its GPU is that of now.
+inline nlohmann::ordered_json make_results(
     const Config& config,
     const DataSet& data,
     const RunState& state,
     const Trainer& trainer,
-    const Evaluation& evaluation,
-    const std::optional<Comparison>& comparison) {
+    const Evaluation& evaluation) {
   nlohmann::ordered_json results = {
       {"config", recipe(config)},
       {"device", trainer.device().str()},
@@ -106,7 +113,7 @@ inline void write_results(
       {"test_accuracy", evaluation.accuracy},
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
-      {"step", detail::measured(state)}};
+      {"step", detail::step_figures(state)}};
   if (trainer.device().is_cuda()) {
     results["gpu_bytes"] = taken_bytes(trainer.device());
   }
@@ -114,13 +121,17 @@ inline void write_results(
   for (const auto& found : accuracy_by_class(evaluation, data.class_names)) {
     by_class[found.name] = found.accuracy;
   }
-  if (comparison) {
-    results["comparison"] = {
-        {"steps", config.compare_plain},
-        {config.engine, detail::measured(comparison->saving)},
-        {"plain", detail::measured(comparison->plain)}};
-  }
-  replace_file(folder, kResultsName, results.dump(2) + "\n");
+  return results;
+}
+
+/// What a comparison has come to, as the results have it.
+inline nlohmann::ordered_json comparison_figures(
+    const Config& config,
+    const Comparison& comparison) {
+  return {
+      {"steps", config.compare_plain},
+      {config.engine, detail::step_figures(comparison.saving)},
+      {"plain", detail::step_figures(comparison.plain)}};
 }
 
 } // namespace training

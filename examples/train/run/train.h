@@ -8,6 +8,7 @@
 #include "train/base/config.h"
 #include "train/base/files.h"
 #include "train/base/folder.h"
+#include "train/base/new_file.h"
 #include "train/data/data_set.h"
 #include "train/libtorch/algorithms.h"
 #include "train/run/banner.h"
@@ -64,6 +65,32 @@ inline void keep_first(Images& images, int64_t count) {
   }
 }
 
+/// Compares and prints it. Nothing where a signal asks to stop, or where that
+/// fails, such as for want of memory, of which the plain twin takes more than
+/// all before: the run can do without.
+inline std::optional<Comparison> try_to_compare(
+    const Config& config,
+    const DataSet& data,
+    torch::Device device,
+    memcnn::AllocationMeter& meter,
+    ProgressLine& progress) {
+  std::string reason;
+  try {
+    auto comparison = compare_with_plain(config, data, device, meter, progress);
+    if (comparison) {
+      print_comparison(config, *comparison);
+    }
+    return comparison;
+  } catch (const c10::Error& error) {
+    reason = reason_of(error);
+  } catch (const support::Error& error) {
+    reason = error.what();
+  }
+  progress.clear();
+  print_warning("the comparison is left out: " + reason);
+  return std::nullopt;
+}
+
 /// What comes after the last step: evaluation, comparison, results, weights.
 /// False where a signal asks to stop before the results are complete; nothing
 /// is written then.
@@ -82,23 +109,17 @@ inline bool finish(
   print_evaluation(run.state().iteration, *evaluation);
   print_summary(config, run.state(), trainer, *evaluation);
   print_classes(*evaluation, data.class_names);
-  std::optional<Comparison> comparison;
+  auto results = make_results(config, data, run.state(), trainer, *evaluation);
   if (config.compare_plain > 0) {
-    try {
-      comparison =
-          compare_with_plain(config, data, trainer.device(), meter, progress);
-      if (!comparison) {
-        return false;
-      }
-      print_comparison(config, *comparison);
-    } catch (const c10::OutOfMemoryError& error) {
-      // The plain twin takes more than all before; the run can do without.
-      progress.clear();
-      print_warning("the comparison is left out: " + reason_of(error));
+    const auto comparison =
+        try_to_compare(config, data, trainer.device(), meter, progress);
+    if (comparison) {
+      results["comparison"] = comparison_figures(config, *comparison);
+    } else if (interrupted() != 0) {
+      return false;
     }
   }
-  write_results(
-      folder, config, data, run.state(), trainer, *evaluation, comparison);
+  replace_file(folder, kResultsName, results.dump(2) + "\n");
   say("\nresults: {}", (folder.path() / kResultsName).string());
   if (!config.save_weights.empty()) {
     save_python_weights(config.save_weights, trainer.network());

@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ using memcnn_test::rows;
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 class TrainProgramCuda : public memcnn_test::TrainProgramTest {
@@ -117,6 +119,13 @@ TEST_F(TrainProgramCuda, ComparesGraphsWithGraphs) {
       deterministic("revnet38 synthetic --iterations 1 --compare-plain 2");
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("2 steps each from the same weights"));
+  const auto results = directory_ / "results/revnet38-synthetic/results.json";
+  const auto bytes = json::parse(read(results)).at("gpu_bytes").get<double>();
+  std::smatch printed;
+  ASSERT_TRUE(std::regex_search(
+      result.out, printed, std::regex("taken of the GPU +([0-9.]+) MiB")));
+  EXPECT_NEAR(bytes / (1 << 20), std::stod(printed[1]), 0.01)
+      << "without what the twins took";
 }
 
 TEST_F(TrainProgramCuda, TakesAGraphForFalseFromAFile) {
@@ -125,6 +134,26 @@ TEST_F(TrainProgramCuda, TakesAGraphForFalseFromAFile) {
       "resnet32 synthetic --iterations 1 --config run.toml --results-dir here");
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("kernel by kernel"));
+}
+
+TEST_F(TrainProgramCuda, SaysNothingOfMemoryThatItDidNotMeasure) {
+  const auto result =
+      deterministic("resnet32 synthetic --iterations 1 --results-dir here");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(
+      result.out,
+      AllOf(HasSubstr("time per step"), Not(HasSubstr("held after forward"))));
+  const auto step = json::parse(read(here("results.json"))).at("step");
+  EXPECT_GT(step.at("median_ms_per_step"), 0);
+  EXPECT_EQ(step.at("peak_of_the_step_bytes"), nullptr);
+}
+
+TEST_F(TrainProgramCuda, MeasuresNoStepsThatAreNotFinite) {
+  const auto result = deterministic(
+      "revnet38 synthetic --iterations 0 --compare-plain 2 --learning-rate 1e30");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, Not(HasSubstr("its plain twin")));
+  EXPECT_THAT(result.err, HasSubstr("warning: the comparison is left out: "));
 }
 
 TEST_F(TrainProgramCuda, StopsWhereAnEvaluationLeavesTheExactRange) {

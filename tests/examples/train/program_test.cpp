@@ -342,6 +342,35 @@ TEST_F(TrainProgram, PrintsRowsAndSummaryAndWritesResults) {
   EXPECT_THAT(read(results / "results.json"), HasSubstr("\"comparison\""));
 }
 
+TEST_F(TrainProgram, ComparesNoLossesThatAreNotFinite) {
+  const auto result = short_run(
+      "revnet38 synthetic --iterations 0 --compare-plain 3 --learning-rate 1e30");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(
+      result.err,
+      ContainsRegex(
+          "^memcnn_train: warning: the comparison is left out: expected the "
+          "loss of engine sequence to be finite, but got -?nan. Give a lower "
+          "--learning-rate \\(now 1e\\+30\\).\n$"));
+  EXPECT_THAT(result.out, Not(HasSubstr("plain twin")));
+  EXPECT_THAT(
+      read(directory_ / "results/revnet38-synthetic/results.json"),
+      Not(HasSubstr("\"comparison\"")));
+}
+
+TEST_F(TrainProgram, SaysNothingOfStepsThatItDidNotTake) {
+  const auto result = short_run("resnet32 synthetic --iterations 0");
+  EXPECT_THAT(result.out, Not(HasSubstr("time per step")));
+  const auto results =
+      read(directory_ / "results/resnet32-synthetic/results.json");
+  for (const char* figure :
+       {"median_ms_per_step",
+        "held_after_forward_bytes",
+        "peak_of_the_step_bytes"}) {
+    EXPECT_THAT(results, HasSubstr(std::string("\"") + figure + "\": null"));
+  }
+}
+
 TEST_F(TrainProgram, SaysWhatItIsBeforeItsFirstStep) {
   const auto result = short_run(
       "revnet38 synthetic --iterations 2 --seed 7 --fractional-bits 12");
