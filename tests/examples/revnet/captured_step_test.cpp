@@ -273,8 +273,8 @@ TEST_F(CapturedStepCuda, RejectsAnotherBatchSize) {
       [&] {
         step({torch::ones({5, 3}, kGpu)});
       },
-      ThrowsError<c10::ValueError>(HasSubstr(
-          "float of sizes [8, 3], but got float of sizes [5, 3].")));
+      ThrowsError<c10::ValueError>(
+          HasSubstr("float of sizes [8, 3], but got float of sizes [5, 3].")));
   EXPECT_EQ(step(batch)[0].numel(), 1);
 }
 
