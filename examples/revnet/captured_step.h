@@ -3,10 +3,10 @@
 
 // A whole training step as one CUDA graph:
 //
-//   revnet::CapturedStep step(device, train_on); // fused_sgd.h shows such one
+//   revnet::CapturedStep step(device, train_on); // fused_sgd.h shows such a one
 //   const Tensor loss = step({images, labels})[0];
 //
-// Copy this one file to where LibTorch is linked. On a CPU, steps run eagerly.
+// To copy: it needs LibTorch and no other file. On a CPU, steps run eagerly.
 
 #include <torch/arg.h>
 #include <torch/types.h>
@@ -199,7 +199,7 @@ struct CapturedStepOptions {
 /// input, or a tensor that is written in place, as FusedSgd's learning rate is;
 /// and weights are loaded before the first call, since torch::load() moves them.
 ///
-/// Shapes:   inputs of every call as those of the first, on the device.
+/// Shapes:   inputs as those of the first call, on the device; none with a graph.
 /// Memory:   on a GPU, copies of the inputs, for the graph what a step needs at
 ///           its peak, which nothing else can use, and cuBLAS's workspaces of
 ///           its stream, 32 MiB for each thread on an H100.
