@@ -4,6 +4,7 @@
 // with a capture that is pretended, too, so that it is where there is no GPU.
 
 #include "../support/autocast.h"
+#include "../support/cuda_graph_test.h"
 #include "../support/modules.h"
 #include "../support/pretended_capture.h"
 #include "../support/throws_error.h"
@@ -267,15 +268,10 @@ torch::Tensor image() {
 }
 
 /// Kernels of which each gives the same bits whenever it runs.
-class CapturedCuda : public testing::Test {
+class CapturedCuda : public CudaGraphTest {
  protected:
   void SetUp() override {
-    if (!torch::cuda::is_available()) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-    if (!revnet::kHasCudaGraphs) {
-      GTEST_SKIP() << "no headers of CUDA";
-    }
+    CudaGraphTest::SetUp();
     deterministic_ = at::globalContext().deterministicCuDNN();
     at::globalContext().setDeterministicCuDNN(true);
   }

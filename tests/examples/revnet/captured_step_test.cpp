@@ -4,6 +4,7 @@
 
 #include "revnet/fused_sgd.h"
 #include "revnet/revnet.h"
+#include "support/cuda_graph_test.h"
 #include "support/throws_error.h"
 
 #include <memcnn/plain_autograd.h>
@@ -185,17 +186,8 @@ TEST(CapturedStep, RejectsAWarmUpOfNoCalls) {
 
 const torch::Device kGpu(torch::kCUDA, 0);
 
-class CapturedStepCuda : public testing::Test {
+class CapturedStepCuda : public memcnn_test::CudaGraphTest {
  protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-    if (!revnet::kHasCudaGraphs) {
-      GTEST_SKIP() << "no headers of CUDA";
-    }
-  }
-
   /// Warms the step up.
   static void warm_up(CapturedStep& step, const Tensors& inputs = {}) {
     for (int64_t i = 0; i < kWarmUp; ++i) {
