@@ -47,7 +47,7 @@ void write_files_of_weights(const fs::path& folder) {
 void write_checkpoints(const fs::path& folder) {
   Checkpoint checkpoint;
   checkpoint.recipe = {{"model", "resnet32"}, {"learning_rate", 0.1}};
-  checkpoint.state.add(StepResult());
+  checkpoint.state.add(StepSums());
   const nlohmann::json about = {
       {"recipe", checkpoint.recipe},
       {"images", 7},
