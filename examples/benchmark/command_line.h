@@ -67,10 +67,12 @@ inline void add_engines(CLI::App& app, Config& config) {
          "image has")
       ->check(support::one_of(sequence_format_names()));
   app.add_option(
-      "--budget",
-      config.budget,
-      "What a budget may keep: a number of MiB (0 to 1000000000), a "
-      "percentage of what plain holds (0% to 1000%), or all");
+         "--budget",
+         config.budgets,
+         "What a budget may keep: a number of MiB (0 to 1000000000), a "
+         "percentage of what plain holds (0% to 1000%), or all; "
+         "comma-separated, of which each is an engine of its own")
+      ->delimiter(',');
 }
 
 inline void add_measurement(CLI::App& app, Config& config) {
@@ -141,7 +143,9 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
     return std::nullopt;
   }
   detail::check_together(config);
-  static_cast<void>(Budget(config.budget)); // an error before the first step
+  for (const std::string& budget : config.budgets) {
+    static_cast<void>(Budget(budget)); // an error before the first step
+  }
   return config;
 }
 

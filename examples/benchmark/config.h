@@ -75,9 +75,9 @@ struct Config {
   int64_t seed = 0; // of weights and image
   int64_t threads = 2;
 
-  /// How much an engine with a budget may keep: a number of MiB, a percentage of what
-  /// the plain network holds, or "all".
-  std::string budget = "50%";
+  /// How much an engine with a budget may keep: numbers of MiB, percentages of
+  /// what the plain network holds, or "all". It runs once for each.
+  std::vector<std::string> budgets = {"50%"};
 
   int64_t warmup = 2; // rounds before the timed ones
   int64_t steps = 15; // timed rounds

@@ -86,7 +86,11 @@ class Contest {
   std::vector<Measurement> run() {
     enter("plain");
     for (const std::string& name : config_.engines) {
-      if (name != "plain") {
+      if (has_budget(name)) {
+        for (const std::string& budget : config_.budgets) {
+          enter(name, budget);
+        }
+      } else if (name != "plain") {
         enter(name);
       }
     }
@@ -112,9 +116,10 @@ class Contest {
     Measurement result;
   };
 
-  void enter(const std::string& engine) {
+  void enter(const std::string& engine, const std::string& budget = "") {
     contenders_.push_back({});
     contenders_.back().result.engine = engine;
+    contenders_.back().result.budget = budget;
   }
 
   /// One step of each engine; rounds below 0 are not counted.
@@ -167,8 +172,8 @@ class Contest {
 
   void build(Contender& contender) {
     Measurement& result = contender.result;
-    if (has_budget(result.engine)) {
-      result.budget_bytes = Budget(config_.budget).bytes(held_by_plain());
+    if (!result.budget.empty()) {
+      result.budget_bytes = Budget(result.budget).bytes(held_by_plain());
     }
     contender.engine = make_engine(
         result.engine, config_, network_, result.budget_bytes.value_or(0));

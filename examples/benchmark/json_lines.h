@@ -62,6 +62,9 @@ inline nlohmann::ordered_json to_json(
     const Config& config,
     const Measurement& result) {
   nlohmann::ordered_json json = detail::setting_of(config, result);
+  if (!result.budget.empty()) {
+    json["budget"] = result.budget;
+  }
   if (result.failed()) {
     json["error"] = result.error;
     return json;

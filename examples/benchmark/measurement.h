@@ -21,6 +21,7 @@ inline constexpr double kGradientTolerance = 1e-3;
 /// What is known of one engine in the end.
 struct Measurement {
   std::string engine;
+  std::string budget; // as it was asked for; empty for an engine without one
   std::string error; // why there is nothing else; empty if there is
 
   int64_t parameters = 0;
@@ -35,6 +36,10 @@ struct Measurement {
   std::vector<StepTime> times; // one a round
   std::optional<double> ratio_to_plain; // median over the rounds
   std::optional<double> fused_limit; // the same for every engine
+
+  std::string name() const {
+    return budget.empty() ? engine : engine + " " + budget;
+  }
 
   bool failed() const {
     return !error.empty();

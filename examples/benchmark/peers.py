@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: MIT
 """Measure one training step of memcnn_benchmark's network under Python packages that save memory.
 
-Prints one JSON object an engine and line, with the fields of memcnn_benchmark. Every engine has a process of its own.
+Prints one JSON object an engine and line, with the fields of memcnn_benchmark. Every engine has a process of its own,
+in which steps of plain autograd take turns with it: ratio_to_plain is the median over these pairs.
 
 Needs torch, and for each package what pip installs by its name: memcnn, revtorch, revlib. An engine whose package is
 missing says so in its line, and the others go on.
 """
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,9 +27,15 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 PACKAGES = {
     "plain": "torch",
     "checkpoint": "torch",
+    "checkpoint-selective": "torch",
     "memcnn": "memcnn",
     "revtorch": "revtorch",
     "revlib": "revlib",
+}
+# glibc keeps freed memory for the next allocation, as in memcnn_benchmark.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 
 
@@ -76,16 +85,25 @@ def plain(network):
     return run
 
 
-def checkpoint(network):
+def checkpoint(network, **options):
     from torch.utils.checkpoint import checkpoint as recomputed
 
     def run(x):
         halves = x.chunk(2, dim=1)
         for f, g in network.pairs:
-            halves = recomputed(couple, f, g, *halves, use_reentrant=False)
+            halves = recomputed(couple, f, g, *halves, use_reentrant=False, **options)
         return halves
 
     return run
+
+
+def checkpoint_selective(network):
+    """The results of convolutions are kept, all else runs again."""
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    kept = [torch.ops.aten.convolution.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+    return checkpoint(network, context_fn=contexts)
 
 
 def memcnn(network):
@@ -124,6 +142,7 @@ def revlib(network):
 ENGINES = {
     "plain": plain,
     "checkpoint": checkpoint,
+    "checkpoint-selective": checkpoint_selective,
     "memcnn": memcnn,
     "revtorch": revtorch,
     "revlib": revlib,
@@ -170,6 +189,30 @@ def timed(step):
     middle = time_of_rest()
     loss.backward()
     return middle - start, time_of_rest() - middle
+
+
+def measured_time(step, reference, options):
+    """Medians; in every round the reference has its step before, if there is one."""
+
+    def run_round():
+        to_compare = timed(reference) if reference else None
+        time = timed(step)
+        return time, to_compare or time
+
+    for _ in range(options.warmup):
+        run_round()
+    rounds = [run_round() for _ in range(options.steps)]
+    times = [time for time, _ in rounds]
+    steps = [sum(time) for time in times]
+    return {
+        "step_s": statistics.median(steps),
+        "forward_s": statistics.median(forward for forward, _ in times),
+        "backward_s": statistics.median(backward for _, backward in times),
+        "step_min_s": min(steps),
+        "ratio_to_plain": statistics.median(
+            sum(time) / sum(to_compare) for time, to_compare in rounds
+        ),
+    }
 
 
 def measured_memory(step):
@@ -252,20 +295,8 @@ def measurement(name, options):
         "grad_agrees": error < 1e-3,
         "bn_updates": first_branch[0].num_batches_tracked.item(),
     }
-    for _ in range(options.warmup):
-        timed(step)
-    times = [timed(step) for _ in range(options.steps)]
-    steps = [sum(pair) for pair in times]
-    return (
-        result
-        | {
-            "step_s": statistics.median(steps),
-            "forward_s": statistics.median(forward for forward, _ in times),
-            "backward_s": statistics.median(backward for _, backward in times),
-            "step_min_s": min(steps),
-        }
-        | measured_memory(step)
-    )
+    others = None if name == "plain" else reference
+    return result | measured_time(step, others, options) | measured_memory(step)
 
 
 def setting(name, options):
@@ -345,6 +376,11 @@ def parse_arguments():
         help="of weights and image (default: contiguous)",
     )
     parser.add_argument(
+        "--default-allocator",
+        action="store_true",
+        help="let glibc give freed memory back to the system, as it does by itself",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help="accepted for sweep.sh: there is no other output",
@@ -352,7 +388,7 @@ def parse_arguments():
     parser.add_argument(
         "--in-process",
         action="store_true",
-        help="no process of its own for each engine",
+        help="no process of its own for each engine; the allocator is as it is",
     )
     return parser.parse_args()
 
@@ -360,6 +396,7 @@ def parse_arguments():
 def main():
     options = parse_arguments()
     warnings.simplefilter("ignore")  # the packages call deprecated functions
+    allocator = {} if options.default_allocator else KEEP_FREED_MEMORY
     for name in options.engines:
         if options.in_process:
             print_row(name, options)
@@ -378,6 +415,7 @@ def main():
                 stderr=subprocess.DEVNULL,
                 text=True,
                 check=False,
+                env=os.environ | allocator,
             )
             row = child.stdout.strip() or json.dumps(
                 setting(name, options)

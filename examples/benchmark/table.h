@@ -87,7 +87,7 @@ inline std::vector<Column> columns_for(const Config& config) {
     return value ? fmt::format("{:.1e}", *value) : "-";
   };
   std::vector<Column> columns = columns_of_time(config);
-  columns.insert(columns.begin(), {"engine", &Measurement::engine});
+  columns.insert(columns.begin(), {"engine", &Measurement::name});
   columns.push_back(memory("held MiB", &StepMemory::saved));
   columns.push_back(memory("peak MiB", &StepMemory::peak));
   if (config.graph) {
@@ -108,7 +108,7 @@ inline std::vector<Row> rows_of(
     Row& row = rows.emplace_back();
     if (result.failed()) {
       const auto& error = result.error;
-      row = {result.engine, "error: " + error.substr(0, error.find('\n'))};
+      row = {result.name(), "error: " + error.substr(0, error.find('\n'))};
       continue;
     }
     for (const Column& column : columns) {
@@ -198,8 +198,8 @@ inline void print_kept_blocks(const Config& config, const Measurement& result) {
   const int64_t budget = *result.budget_bytes;
   const bool all = budget == std::numeric_limits<int64_t>::max();
   fmt::print(
-      "{:<15}  budget {}: {} of {} blocks kept\n",
-      result.engine,
+      "{:<21}  budget {}: {} of {} blocks kept\n",
+      result.name(),
       all ? "of any size" : fmt::format("{:.2f} MiB", mebibytes(budget)),
       *result.kept_blocks,
       config.depth);

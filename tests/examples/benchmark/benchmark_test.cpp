@@ -318,6 +318,35 @@ TEST_F(BenchmarkProgram, KeepsBlocksByBudget) {
   EXPECT_EQ(kept("all"), 3);
 }
 
+TEST_F(BenchmarkProgram, RunsEveryEngineWithEachBudget) {
+  const std::string arguments =
+      "--engines sequence-budget,checkpoint-sequential-budget,wrapper "
+      "--budget 0,50%,all";
+  const std::vector<std::string> budgets = {"0", "50%", "all"};
+  const auto rows = small(arguments + " --json").rows();
+  ASSERT_EQ(rows.size(), 2 * budgets.size() + 1);
+  for (size_t i = 0; i < 2 * budgets.size(); ++i) {
+    EXPECT_EQ(rows[i].at("budget"), budgets[i % budgets.size()]) << i;
+  }
+  for (const size_t first : {size_t{0}, budgets.size()}) {
+    EXPECT_LT(
+        rows[first].at("saved_bytes"),
+        rows[first + budgets.size() - 1].at("saved_bytes"));
+  }
+  EXPECT_FALSE(rows.back().contains("budget"));
+
+  const auto table = small(arguments).out;
+  for (const std::string& budget : budgets) {
+    EXPECT_THAT(table, HasSubstr("\nsequence-budget " + budget + " "));
+  }
+}
+
+TEST_F(BenchmarkProgram, RejectsOneBudgetOfMany) {
+  const auto result = small("--budget 0,much");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("but got \"much\""));
+}
+
 TEST_F(BenchmarkProgram, RunsCheckpointsOfEveryKind) {
   const auto rows = small(
                         "--engines checkpoint,checkpoint-whole,"
