@@ -4,12 +4,14 @@
 #include <memcnn/detail/autocast_state.h>
 #include <memcnn/detail/first_run.h>
 #include <memcnn/detail/generator_state.h>
+#include <memcnn/detail/kept_results.h>
 #include <memcnn/detail/layout.h>
 #include <memcnn/detail/module_state.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/nn/module.h>
 
 #include <array>
@@ -146,8 +148,30 @@ class Recording {
     return run(map, module, std::move(inputs), call);
   }
 
+  /// Results of dear operators of the next run are kept, as the keeper says
+  /// (Note [Kept results]); it is asked until replay_from_here().
+  void keep_results(detail::ResultKeeper* keeper) {
+    keeper_ = keeper;
+    for (const auto& block : blocks_) {
+      block->keep_results(keeper);
+    }
+  }
+
+  /// Lets them go.
+  void let_go_results() {
+    for (auto& seen : conditions_) {
+      if (seen && seen->results) {
+        seen->results->let_go();
+      }
+    }
+    for (const auto& block : blocks_) {
+      block->let_go_results();
+    }
+  }
+
   void replay_from_here() {
     mode_ = Mode::kReplay;
+    keeper_ = nullptr;
     for (const auto& block : blocks_) {
       block->replay_from_here();
     }
@@ -172,6 +196,7 @@ class Recording {
     while (blocks_.size() <= index) {
       blocks_.push_back(
           std::unique_ptr<Recording>(new Recording(mode_, options_)));
+      blocks_.back()->keeper_ = keeper_;
     }
     return *blocks_[index];
   }
@@ -242,6 +267,7 @@ class Recording {
     // Only where numbers were drawn: the states before, and after in short.
     std::unique_ptr<const detail::GeneratorState> generators;
     uint64_t generators_after = 0;
+    std::shared_ptr<detail::KeptResults> results; // where a keeper was asked
     std::optional<detail::FirstRun> first_run; // in debug mode
   };
 
@@ -272,8 +298,16 @@ class Recording {
     if (options_.debug) {
       seen.first_run.emplace(inputs);
     }
+    if (keeper_ != nullptr) {
+      seen.results =
+          std::make_shared<detail::KeptResults>(branch.name(), inputs);
+    }
     const detail::AutocastCacheOff cache_off;
     auto compute = [&] {
+      std::optional<detail::KeptResults::FirstRun> keeping;
+      if (seen.results) {
+        keeping.emplace(*seen.results, *keeper_);
+      }
       return call(inputs);
     };
     note_stop_ = [&] {
@@ -316,7 +350,22 @@ class Recording {
           replay_as(
               seen, branch, seen.first_run->inputs(), call, Moment::kBefore));
     }
-    return replay_as(seen, branch, inputs, call, Moment::kBefore);
+    if (!seen.results) {
+      return replay_as(seen, branch, inputs, call, Moment::kBefore);
+    }
+    auto with_results = [&](const std::vector<at::Tensor>& arguments) {
+      // The gradient needs them once.
+      detail::KeptResults::SecondRun taking(
+          *seen.results,
+          /*release=*/at::GradMode::is_enabled() &&
+              !torch::autograd::get_current_graph_task_keep_graph());
+      auto value = call(arguments);
+      if (!is_stopped_) {
+        taking.end();
+      }
+      return value;
+    };
+    return replay_as(seen, branch, inputs, with_results, Moment::kBefore);
   }
 
   /// Under the conditions of the recorded run, at the given inputs.
@@ -339,8 +388,10 @@ class Recording {
     auto compute = [&] {
       return call(inputs);
     };
+    is_stopped_ = false;
     note_stop_ = [&] {
       module.note_stop();
+      is_stopped_ = true;
     };
     if (!seen.generators) {
       return module.run(compute, seen.device);
@@ -393,7 +444,9 @@ class Recording {
   std::optional<at::MemoryFormat> format_;
   std::vector<std::unique_ptr<Recording>> blocks_;
   std::shared_ptr<detail::KeptRun> kept_run_; // within a memory budget
+  detail::ResultKeeper* keeper_ = nullptr; // while it records
   ReplayScope* scope_ = nullptr;
+  bool is_stopped_ = false; // a second run, early
   std::function<void()> note_stop_; // while a branch runs
 };
 

@@ -9,6 +9,7 @@
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/printed_options.h>
 #include <memcnn/invertible.h>
+#include <memcnn/kept_activations.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -182,10 +183,16 @@ class ReversibleSequenceImpl final
     return blocks_.empty();
   }
 
-  /// How many blocks kept their activations in the last forward or inverse
-  /// that recorded a graph.
+  /// What a memory_budget kept in the last forward or inverse that recorded a
+  /// graph: bytes, whole blocks, results of operators, and what they spare. Can
+  /// be printed.
+  const KeptActivations& kept() const {
+    return chain_.kept();
+  }
+
+  /// How many blocks kept all their activations in it.
   size_t kept_blocks() const {
-    return chain_.kept_blocks();
+    return kept().blocks;
   }
 
   /// The children are registered by push_back().

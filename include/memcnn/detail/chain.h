@@ -3,8 +3,8 @@
 
 #include <memcnn/detail/at_place.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/kept_blocks.h>
 #include <memcnn/detail/kept_run.h>
-#include <memcnn/detail/kept_window.h>
 #include <memcnn/detail/streams.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
@@ -35,7 +35,7 @@ struct ChainSettings {
 /// forward and in backward, and where it failed.
 ///
 /// To read next: detail/streams.h, what travels between two blocks, and
-/// detail/kept_window.h, which blocks keep their activations.
+/// detail/kept_blocks.h, what blocks keep of their activations.
 class Chain {
  public:
   void push_back(std::shared_ptr<Invertible> block) {
@@ -46,9 +46,9 @@ class Chain {
     return blocks_.size();
   }
 
-  /// How many blocks kept their activations in the last recorded run.
-  size_t kept_blocks() const {
-    return kept_blocks_;
+  /// What the last recorded run kept.
+  const KeptActivations& kept() const {
+    return kept_;
   }
 
   /// y = f_n(... f_1(x)), or back.
@@ -61,8 +61,8 @@ class Chain {
     if (recording.is_recording()) {
       recording.note_format(settings.memory_format);
     }
-    std::optional<KeptWindow> window =
-        window_for(direction, input, recording, settings);
+    std::optional<KeptBlocks> budget =
+        budget_for(direction, input, recording, settings);
     Streams streams(std::move(input), settings.memory_format);
     for (size_t k = 0; k < size(); ++k) {
       const size_t i = block_at(direction, k);
@@ -72,11 +72,11 @@ class Chain {
       at_place(here, [&] {
         Tensors inputs = streams.take_for(*blocks_[i]);
         streams.set(run_block(
-            direction, i, std::move(inputs), recording.block(i), window));
+            direction, i, std::move(inputs), recording.block(i), budget));
       });
     }
     if (recording.is_recording()) {
-      note_kept(window);
+      note_kept(budget);
     }
     return streams.take_whole();
   }
@@ -103,6 +103,9 @@ class Chain {
         block.retain_graph = after.retain_graph;
         BeforeRun before = step_back(
             direction, i, std::move(block), recording.block(i), parameters);
+        if (!after.retain_graph) {
+          recording.block(i).let_go_results();
+        }
         values.set(std::move(before.inputs));
         grads.set(std::move(before.grad_inputs));
       });
@@ -116,12 +119,12 @@ class Chain {
       size_t i,
       Tensors inputs,
       Recording& recording,
-      std::optional<KeptWindow>& window) {
+      std::optional<KeptBlocks>& budget) {
     Invertible& block = *blocks_[i];
     if (recording.is_recording()) {
       recording.note_inputs(inputs);
     }
-    return window ? window->run(block, direction, std::move(inputs), recording)
+    return budget ? budget->run(block, direction, std::move(inputs), recording)
                   : block.run(direction, std::move(inputs), recording);
   }
 
@@ -143,9 +146,9 @@ class Chain {
     return direction == Direction::kForward ? k : size() - 1 - k;
   }
 
-  /// What a budget keeps; nothing where there is none. Inside a block that
-  /// keeps its graph anyway there is nothing to decide.
-  std::optional<KeptWindow> window_for(
+  /// What keeps activations within a budget; nothing where there is none. Inside
+  /// a block that keeps its graph anyway there is nothing to decide.
+  std::optional<KeptBlocks> budget_for(
       Direction direction,
       const at::Tensor& input,
       const Recording& recording,
@@ -154,16 +157,25 @@ class Chain {
         at::GradMode::is_enabled()) {
       return std::nullopt;
     }
-    const size_t first = plan_.first_kept(BudgetPlan::kind_of(
-        direction, settings.memory_budget, input, settings.training, size()));
-    return KeptWindow(settings.memory_budget, first);
+    return std::make_optional<KeptBlocks>(
+        settings.memory_budget,
+        plan_.blocks(BudgetPlan::kind_of(
+            direction,
+            settings.memory_budget,
+            input,
+            settings.training,
+            size())));
   }
 
-  void note_kept(const std::optional<KeptWindow>& window) {
-    if (window && window->is_measured()) {
-      plan_.set_first_kept(size() - window->size());
+  void note_kept(std::optional<KeptBlocks>& budget) {
+    kept_ = KeptActivations();
+    if (budget) {
+      budget->end();
+      kept_ = budget->kept();
+      if (auto plan = budget->plan()) {
+        plan_.set_blocks(std::move(*plan));
+      }
     }
-    kept_blocks_ = window ? window->size() : 0;
   }
 
   /// "ReversibleSequence::forward(): block 7 (AffineCoupling)"
@@ -222,7 +234,7 @@ class Chain {
 
   std::vector<std::shared_ptr<Invertible>> blocks_;
   BudgetPlan plan_;
-  size_t kept_blocks_ = 0;
+  KeptActivations kept_;
 };
 
 } // namespace memcnn::detail

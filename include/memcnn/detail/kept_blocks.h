@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/allocation_meter.h>
+#include <memcnn/detail/autocast_state.h>
+#include <memcnn/detail/kept_choice.h>
+#include <memcnn/detail/kept_run.h>
+#include <memcnn/detail/run_results.h>
+#include <memcnn/detail/tensors.h>
+#include <memcnn/invertible.h>
+#include <memcnn/kept_activations.h>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+// Note [Memory budget]
+// ~~~~~~~~~~~~~~~~~~~~
+// ReversibleSequenceOptions().memory_budget(bytes) keeps what saves the most work
+// of second runs for each byte: results of dear operators (Note [Kept results]),
+// and whole blocks, which need not run again.
+//
+// 1. What a block keeps is measured when it runs, by the allocators' own
+//    reports. In the first step of a kind every block runs with a graph, and its
+//    results are kept beside it; where the budget is exceeded the least worth is
+//    given up: a block its graph, and then its results one by one. From the
+//    second step of a kind on, blocks keep from the start what was left.
+// 2. Worth are the multiply-adds of a second run that are spared for each byte.
+//    A result spares those of its operator. A whole block spares beyond its
+//    results what all its other operators do: they are bound by memory, and
+//    eight multiply-adds take as long as a byte that they save for backward. Of
+//    what is worth the same the last is kept: backward meets it first. So the
+//    choice is a matter of sizes alone, the same in every run.
+// 3. Gradients are the same as without a budget, up to the rounding of
+//    reconstruction that kept blocks and results are spared.
+// 4. Inside a torch profiler nothing can be measured, since it is asked for by
+//    the same means: the choice of an earlier step holds, and without one
+//    nothing is kept.
+
+/// Of what an operator that is bound by memory saves for backward, a byte stands
+/// for so many multiply-adds. Measured on a CPU, where second runs of batch
+/// normalisation and ReLU take 8 to 11; only the order of candidates depends on it.
+inline constexpr double kMultiplyAddsPerByte = 8;
+
+/// What each block of a chain keeps, as an earlier run of its kind found.
+class BudgetPlan {
+ public:
+  struct Block {
+    bool keeps_results() const {
+      return std::find(results.begin(), results.end(), true) != results.end();
+    }
+
+    bool is_whole = false;
+    RunResults::Which results; // if it is not whole
+    double multiply_adds = 0; // of all its dear operators
+  };
+  using Blocks = std::vector<Block>; // in the order of a run
+  /// All that the memory of a run depends on.
+  using Kind = std::tuple<
+      Direction,
+      /*budget=*/int64_t,
+      /*sizes=*/std::vector<int64_t>,
+      at::ScalarType,
+      /*autocast=*/bool,
+      /*training=*/bool,
+      /*blocks=*/size_t>;
+
+  static Kind kind_of(
+      Direction direction,
+      int64_t budget,
+      const at::Tensor& input,
+      bool training,
+      size_t blocks) {
+    return {
+        direction,
+        budget,
+        input.sizes().vec(),
+        input.scalar_type(),
+        is_autocast_on(input.device()),
+        training,
+        blocks};
+  }
+
+  /// Empty where the last run was of another kind.
+  const Blocks& blocks(Kind kind) {
+    if (kind != kind_) {
+      kind_ = std::move(kind);
+      blocks_.clear();
+    }
+    return blocks_;
+  }
+
+  /// What the run of that kind came to.
+  void set_blocks(Blocks blocks) {
+    blocks_ = std::move(blocks);
+  }
+
+ private:
+  std::optional<Kind> kind_;
+  Blocks blocks_;
+};
+
+/// What the blocks of a chain keep in one run, within a budget of bytes (Note
+/// [Memory budget]).
+class KeptBlocks {
+ public:
+  /// As planned, if there is a plan.
+  KeptBlocks(int64_t budget, BudgetPlan::Blocks plan)
+      : choice_(budget),
+        plan_(std::move(plan)),
+        is_measured_(AllocationMeter::is_available()) {}
+
+  /// Runs the next block and keeps of it what it can; others make room.
+  Tensors run(
+      Invertible& block,
+      Direction direction,
+      Tensors inputs,
+      Recording& recording) {
+    const size_t k = blocks_.size();
+    const bool is_planned = !plan_.empty();
+    Block& kept = blocks_.emplace_back(
+        recording, is_planned ? &plan_[k].results : nullptr);
+    if (is_planned ? plan_[k].keeps_results() : is_measured_) {
+      recording.keep_results(&kept.results);
+    }
+    Tensors outputs;
+    if (is_planned ? plan_[k].is_whole : is_measured_) {
+      outputs = run_whole(k, block, direction, std::move(inputs));
+    } else {
+      outputs = block.run(direction, std::move(inputs), recording);
+      kept.results.enter(choice_, k);
+    }
+    choice_.make_room();
+    return outputs;
+  }
+
+  /// All blocks have run. What a graph has needs not be kept beside it.
+  void end() const {
+    for (const Block& block : blocks_) {
+      if (block.is_whole) {
+        block.results.let_go();
+      }
+    }
+  }
+
+  /// What the next run of the kind may go by, once all blocks have run. Nothing
+  /// if this one was not measured.
+  std::optional<BudgetPlan::Blocks> plan() const {
+    if (!is_measured_) {
+      return std::nullopt;
+    }
+    BudgetPlan::Blocks plan;
+    for (size_t k = 0; k < blocks_.size(); ++k) {
+      plan.push_back({blocks_[k].is_whole, {}, multiply_adds(k)});
+      if (!plan[k].is_whole) {
+        plan[k].results = blocks_[k].results.which_are_kept();
+      }
+    }
+    return plan;
+  }
+
+  KeptActivations kept() const {
+    KeptActivations kept;
+    kept.bytes = choice_.bytes();
+    for (size_t k = 0; k < blocks_.size(); ++k) {
+      kept.multiply_adds += multiply_adds(k);
+      if (blocks_[k].is_whole) {
+        ++kept.blocks;
+        kept.spared += multiply_adds(k);
+      } else {
+        const RunResults::Sums results = blocks_[k].results.kept();
+        kept.results += results.count;
+        kept.spared += results.multiply_adds;
+      }
+    }
+    return kept;
+  }
+
+ private:
+  struct Block {
+    Block(Recording& recording_, const RunResults::Which* known)
+        : recording(recording_), results(known) {}
+
+    Recording& recording;
+    RunResults results;
+    bool is_whole = false;
+    int64_t argument_bytes = 0; // if it is whole
+    int64_t bytes = 0; // likewise: what its run added
+  };
+
+  double multiply_adds(size_t k) const {
+    return plan_.empty() ? blocks_[k].results.multiply_adds()
+                         : plan_[k].multiply_adds;
+  }
+
+  /// With a graph, which is kept. Results that the graph has as well cost
+  /// nothing, others are not needed beside it.
+  Tensors
+  run_whole(size_t k, Invertible& block, Direction direction, Tensors inputs) {
+    auto run = std::make_shared<KeptRun>();
+    Block& kept = blocks_[k];
+    for (at::Tensor& input : inputs) {
+      kept.argument_bytes += static_cast<int64_t>(input.nbytes());
+      run->arguments.push_back(input.detach().requires_grad_());
+      input.reset();
+    }
+    const int64_t added =
+        run_with_graph(block, direction, *run, kept.recording);
+    Tensors outputs;
+    for (const at::Tensor& output : run->outputs) {
+      outputs.push_back(output.detach());
+    }
+    KeptRun::of(kept.recording) = std::move(run);
+    kept.is_whole = true;
+    kept.bytes = added - kept.results.let_go_unshared();
+    choice_.add(worth_of_graph(kept), bytes_of_whole(k), k, [this, k] {
+      return give_up_graph(k);
+    });
+    return outputs;
+  }
+
+  /// Returns the bytes that the run added.
+  int64_t run_with_graph(
+      Invertible& block,
+      Direction direction,
+      KeptRun& run,
+      Recording& recording) const {
+    std::optional<AllocationMeter> added;
+    if (is_measured_) {
+      added.emplace();
+    }
+    const at::AutoGradMode with_graph(true);
+    run.outputs = block.run(direction, run.arguments, recording);
+    return added ? added->held_bytes() : 0;
+  }
+
+  /// Of what the graph spares and takes beyond those results that are worth more
+  /// than it (rule 2).
+  static double worth_of_graph(const Block& block) {
+    const RunResults::Sums better = block.results.kept(kMultiplyAddsPerByte);
+    const double spared =
+        kMultiplyAddsPerByte * static_cast<double>(block.bytes) +
+        block.results.multiply_adds() - better.multiply_adds;
+    return spared /
+        static_cast<double>((std::max)(block.bytes - better.bytes, int64_t{1}));
+  }
+
+  /// Arguments are results of the block before, where that one is whole.
+  int64_t bytes_of_whole(size_t k) const {
+    return blocks_[k].bytes + (is_whole(k - 1) ? 0 : blocks_[k].argument_bytes);
+  }
+
+  /// None of these is before the first, or after the last one.
+  bool is_whole(size_t k) const {
+    return k < blocks_.size() && blocks_[k].is_whole;
+  }
+
+  /// Its results are still there.
+  int64_t give_up_graph(size_t k) {
+    Block& block = blocks_[k];
+    KeptRun::of(block.recording).reset();
+    const int64_t bytes = bytes_of_whole(k);
+    block.is_whole = false;
+    block.results.enter(choice_, k);
+    return bytes - (is_whole(k + 1) ? blocks_[k + 1].argument_bytes : 0);
+  }
+
+  KeptChoice choice_;
+  BudgetPlan::Blocks plan_;
+  bool is_measured_;
+  std::deque<Block> blocks_;
+};
+
+} // namespace memcnn::detail
