@@ -13,7 +13,7 @@ namespace memcnn {
 struct KeptActivations {
   int64_t bytes = 0; // within the budget
   size_t blocks = 0; // that keep all, and do not run again
-  size_t results = 0; // of convolutions, products and attention in the others
+  size_t results = 0; // of dear operators in the others (Note [Kept results])
   double multiply_adds = 0; // of these operators in all blocks
   double spared = 0; // of these multiply-adds, those that do not run again
 };

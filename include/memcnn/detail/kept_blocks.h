@@ -48,11 +48,6 @@ namespace memcnn::detail {
 //    the same means: the choice of an earlier step holds, and without one
 //    nothing is kept.
 
-/// Of what an operator that is bound by memory saves for backward, a byte stands
-/// for so many multiply-adds. Measured on a CPU, where second runs of batch
-/// normalisation and ReLU take 8 to 11; only the order of candidates depends on it.
-inline constexpr double kMultiplyAddsPerByte = 8;
-
 /// What each block of a chain keeps, as an earlier run of its kind found.
 class BudgetPlan {
  public:

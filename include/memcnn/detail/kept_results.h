@@ -48,7 +48,10 @@ namespace memcnn::detail {
 //    retained, and at the latest when the backward step of its block is done.
 // 5. A call that draws random numbers, as attention with dropout does, always
 //    runs again: what follows it would draw others.
-// 6. In debug mode the comparison at the first run's very argument keeps out of
+// 6. Of batch normalisation that trains the statistics are kept, two numbers a
+//    channel; the second run normalises with them, bit for bit as the first did
+//    (detail/batch_statistics.h). On a CPU, where they take most of its time.
+// 7. In debug mode the comparison at the first run's very argument keeps out of
 //    this: everything runs.
 
 class KeptResults;
@@ -67,6 +70,10 @@ class ResultKeeper {
 /// The calls of dear operators in the first run of a branch, and those of their
 /// results that are kept for the second (Note [Kept results]).
 class KeptResults : public std::enable_shared_from_this<KeptResults> {
+ private:
+  using Values = std::vector<c10::IValue>;
+  struct DearCall;
+
  public:
   /// Of a branch of this name, at these inputs.
   KeptResults(std::string branch, const Tensors& inputs)
@@ -84,20 +91,25 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
    private:
     void handle(const Call& call) override {
-      if (draws(call.op.schema(), call.arguments())) {
+      if (!call.dear().is_dear(call.arguments())) {
         run(call);
         return;
       }
       ask_for_all_results(call);
       DearCall noted = results_.noted(call);
       const bool keep = keeper_.keeps_next();
-      const auto arguments = call.arguments().vec();
+      const Values arguments = call.arguments().vec();
       run(call);
-      noted.multiply_adds = multiply_adds(call, arguments);
-      if (can_be_kept(call.results())) {
-        noted.bytes = bytes_of(call.results());
+      noted.multiply_adds =
+          call.dear().multiply_adds(arguments, call.results()[0].toTensor());
+      Values results = call.results().vec();
+      if (call.dear().first_result != nullptr) {
+        results[0] = c10::IValue();
+      }
+      if (can_be_kept(results)) {
+        noted.bytes = bytes_of(results);
         if (keep) {
-          noted.keep(call.results());
+          noted.keep(results);
         }
       }
       results_.calls_.push_back(std::move(noted));
@@ -122,23 +134,41 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
    private:
     void handle(const Call& call) override {
-      if (draws(call.op.schema(), call.arguments())) {
+      if (!call.dear().is_dear(call.arguments())) {
         run(call);
         return;
       }
       ask_for_all_results(call);
       DearCall& noted = results_.expected(next_++, call);
-      if (noted.results.empty()) {
+      Values results = taken(noted, call);
+      if (results.empty()) {
         run(call);
         return;
       }
       torch::jit::drop(call.stack, call.arguments().size());
+      for (c10::IValue& result : results) {
+        call.stack.push_back(std::move(result));
+      }
+    }
+
+    /// All results of a call; none where it has to run.
+    Values taken(DearCall& noted, const Call& call) const {
+      Values results;
       for (const c10::IValue& result : noted.results) {
-        call.stack.push_back(release_ ? result : shared(result));
+        results.push_back(release_ ? result : shared(result));
       }
       if (release_) {
         noted.results.clear();
       }
+      if (!results.empty() && call.dear().first_result != nullptr) {
+        auto first = call.dear().first_result(
+            call.arguments(), results[1].toTensor(), results[2].toTensor());
+        if (!first) {
+          return {};
+        }
+        results[0] = std::move(*first);
+      }
+      return results;
     }
 
     KeptResults& results_;
@@ -188,8 +218,6 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   }
 
  private:
-  using Values = c10::ArrayRef<c10::IValue>;
-
   /// What an argument is like; which parameter it is, if one.
   struct Argument {
     TensorMeta meta;
@@ -199,7 +227,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   struct DearCall {
     explicit DearCall(c10::OperatorHandle op_) : op(std::move(op_)) {}
 
-    void keep(Values results_) {
+    void keep(const Values& results_) {
       for (const c10::IValue& result : results_) {
         results.push_back(shared(result));
         if (is_defined(result)) {
@@ -224,7 +252,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
     c10::OperatorHandle op;
     std::vector<std::optional<Argument>> arguments; // of those that are tensors
-    std::vector<c10::IValue> results; // none where they are not there
+    Values results; // none where they are not there
     std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages; // likewise
     double multiply_adds = 0;
     int64_t bytes = 0;
@@ -252,7 +280,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     return can_be_shared ? at::_lazy_clone(tensor) : at::clone(tensor);
   }
 
-  static bool can_be_kept(Values results) {
+  static bool can_be_kept(const Values& results) {
     return std::all_of(
         results.begin(), results.end(), [](const c10::IValue& result) {
           return !is_defined(result) ||
@@ -261,7 +289,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         });
   }
 
-  static int64_t bytes_of(Values results) {
+  static int64_t bytes_of(const Values& results) {
     int64_t bytes = 0;
     for (const c10::IValue& result : results) {
       if (is_defined(result)) {
@@ -271,19 +299,14 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     return bytes;
   }
 
-  static double multiply_adds(
-      const OperatorHandler::Call& call,
-      const std::vector<c10::IValue>& arguments) {
-    return dear_operators().at(call.op.operator_name().name)(
-        arguments, call.results()[0].toTensor());
-  }
-
   /// Attention spares what backward alone needs where no graph is recorded.
   static void ask_for_all_results(const OperatorHandler::Call& call) {
-    const auto position = position_of("compute_log_sumexp", call.op.schema());
+    const auto position =
+        call.op.schema().argumentIndexWithName("compute_log_sumexp");
     if (position) {
-      const size_t count = call.arguments().size();
-      torch::jit::peek(call.stack, *position, count) = true;
+      torch::jit::peek(
+          call.stack, static_cast<size_t>(*position), call.arguments().size()) =
+          true;
     }
   }
 
@@ -308,7 +331,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   }
 
   static bool fits(const DearCall& noted, const OperatorHandler::Call& call) {
-    const Values arguments = call.arguments();
+    const Arguments arguments = call.arguments();
     if (!(noted.op == call.op) || noted.arguments.size() != arguments.size()) {
       return false;
     }

@@ -36,6 +36,9 @@ class OperatorHandler {
     c10::ArrayRef<c10::IValue> results() const {
       return torch::jit::last(stack, op.schema().returns().size());
     }
+    const DearOperator& dear() const {
+      return dear_operators().at(op.operator_name().name);
+    }
   };
 
   OperatorHandler() : outer_(std::exchange(current(), this)) {
@@ -109,7 +112,7 @@ class OperatorHandler {
         __FILE__,
         __LINE__);
     auto& dispatcher = c10::Dispatcher::singleton();
-    for (const auto& [name, multiply_adds] : dear_operators()) {
+    for (const auto& [name, dear] : dear_operators()) {
       const auto op = dispatcher.findSchema({name, ""});
       // Another copy of this header, in another shared library, may have been
       // here before; LibTorch before 2.8 lacks some forms of attention.
