@@ -38,15 +38,15 @@ namespace memcnn::detail {
 //    second step of a kind on, blocks keep from the start what was left.
 // 2. Worth are the multiply-adds of a second run that are spared for each byte.
 //    A result spares those of its operator. A whole block spares beyond its
-//    results what all its other operators do: they are bound by memory, and
-//    eight multiply-adds take as long as a byte that they save for backward. Of
-//    what is worth the same the last is kept: backward meets it first. So the
+//    results what all its other operators do: they are bound by memory, and a
+//    byte that they save stands for a few multiply-adds (kMultiplyAddsPerByte).
+//    Of what is worth the same the last is kept: backward meets it first. So the
 //    choice is a matter of sizes alone, the same in every run.
 // 3. Gradients are the same as without a budget, up to the rounding of
 //    reconstruction that kept blocks and results are spared.
 // 4. Inside a torch profiler nothing can be measured, since it is asked for by
-//    the same means: the choice of an earlier step holds, and without one
-//    nothing is kept.
+//    the same means: the choice of an earlier step holds, and without one results
+//    alone are kept, whose bytes are known.
 
 /// What each block of a chain keeps, as an earlier run of its kind found.
 class BudgetPlan {
@@ -88,22 +88,22 @@ class BudgetPlan {
   }
 
   /// Empty where the last run was of another kind.
-  const Blocks& blocks(Kind kind) {
+  std::shared_ptr<const Blocks> blocks(Kind kind) {
     if (kind != kind_) {
       kind_ = std::move(kind);
-      blocks_.clear();
+      blocks_ = std::make_shared<const Blocks>();
     }
     return blocks_;
   }
 
   /// What the run of that kind came to.
   void set_blocks(Blocks blocks) {
-    blocks_ = std::move(blocks);
+    blocks_ = std::make_shared<const Blocks>(std::move(blocks));
   }
 
  private:
   std::optional<Kind> kind_;
-  Blocks blocks_;
+  std::shared_ptr<const Blocks> blocks_;
 };
 
 /// What the blocks of a chain keep in one run, within a budget of bytes (Note
@@ -111,7 +111,7 @@ class BudgetPlan {
 class KeptBlocks {
  public:
   /// As planned, if there is a plan.
-  KeptBlocks(int64_t budget, BudgetPlan::Blocks plan)
+  KeptBlocks(int64_t budget, std::shared_ptr<const BudgetPlan::Blocks> plan)
       : choice_(budget),
         plan_(std::move(plan)),
         is_measured_(AllocationMeter::is_available()) {}
@@ -123,14 +123,14 @@ class KeptBlocks {
       Tensors inputs,
       Recording& recording) {
     const size_t k = blocks_.size();
-    const bool is_planned = !plan_.empty();
-    Block& kept = blocks_.emplace_back(
-        recording, is_planned ? &plan_[k].results : nullptr);
-    if (is_planned ? plan_[k].keeps_results() : is_measured_) {
+    const BudgetPlan::Block* plan = planned(k);
+    Block& kept =
+        blocks_.emplace_back(recording, plan ? &plan->results : nullptr);
+    if (plan == nullptr || plan->keeps_results()) {
       recording.keep_results(&kept.results);
     }
     Tensors outputs;
-    if (is_planned ? plan_[k].is_whole : is_measured_) {
+    if (plan ? plan->is_whole : is_measured_) {
       outputs = run_whole(k, block, direction, std::move(inputs));
     } else {
       outputs = block.run(direction, std::move(inputs), recording);
@@ -149,14 +149,17 @@ class KeptBlocks {
     }
   }
 
-  /// What the next run of the kind may go by, once all blocks have run. Nothing
-  /// if this one was not measured.
+  /// What the next run of the kind may go by, once all blocks have run: none if
+  /// they were other ones than planned. Nothing if this run was not measured.
   std::optional<BudgetPlan::Blocks> plan() const {
     if (!is_measured_) {
       return std::nullopt;
     }
     BudgetPlan::Blocks plan;
     for (size_t k = 0; k < blocks_.size(); ++k) {
+      if (!is_as_planned(k)) {
+        return BudgetPlan::Blocks();
+      }
       plan.push_back({blocks_[k].is_whole, {}, multiply_adds(k)});
       if (!plan[k].is_whole) {
         plan[k].results = blocks_[k].results.which_are_kept();
@@ -194,9 +197,21 @@ class KeptBlocks {
     int64_t bytes = 0; // likewise: what its run added
   };
 
+  /// Null where there is no plan.
+  const BudgetPlan::Block* planned(size_t k) const {
+    return plan_->empty() ? nullptr : &(*plan_)[k];
+  }
+
+  /// Parts of it may run in another mode now.
+  bool is_as_planned(size_t k) const {
+    const BudgetPlan::Block* plan = planned(k);
+    return plan == nullptr || !plan->keeps_results() ||
+        plan->results.size() == blocks_[k].results.size();
+  }
+
   double multiply_adds(size_t k) const {
-    return plan_.empty() ? blocks_[k].results.multiply_adds()
-                         : plan_[k].multiply_adds;
+    const BudgetPlan::Block* plan = planned(k);
+    return plan ? plan->multiply_adds : blocks_[k].results.multiply_adds();
   }
 
   /// With a graph, which is kept. Results that the graph has as well cost
@@ -272,7 +287,7 @@ class KeptBlocks {
   }
 
   KeptChoice choice_;
-  BudgetPlan::Blocks plan_;
+  std::shared_ptr<const BudgetPlan::Blocks> plan_;
   bool is_measured_;
   std::deque<Block> blocks_;
 };

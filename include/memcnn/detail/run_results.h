@@ -70,6 +70,11 @@ class RunResults final : public ResultKeeper {
     return kept;
   }
 
+  /// How many calls there were.
+  size_t size() const {
+    return calls_.size();
+  }
+
   /// The multiply-adds of all calls.
   double multiply_adds() const {
     double sum = 0;
