@@ -51,7 +51,10 @@ TEST(Configure, ReachesWrappers) {
 
 TEST(Configure, ReachesBothByAGenericFunction) {
   Model model;
-  memcnn::configure(model, [](auto& options) { options.debug(true); });
+  memcnn::configure(
+      model, [](auto& options) { options.debug(true).memory_budget(7); });
+  EXPECT_EQ(model->wrapped->options.memory_budget(), 7);
+  EXPECT_EQ(model->inner->options.memory_budget(), 7);
   EXPECT_TRUE(model->wrapped->options.debug());
   EXPECT_TRUE(model->outer->options.debug());
   EXPECT_TRUE(model->inner->options.debug());

@@ -24,6 +24,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StrEq;
 
 /// A module of the user's own, without an Invertible.
@@ -300,6 +301,47 @@ TEST_F(ReversibleSequence, PrintsTheOptionsThatAreSet) {
       printed(),
       "memcnn::ReversibleSequence(preserve_rng_state=false, debug=true, "
       "disable=true, memory_budget=7, memory_format=ChannelsLast)");
+}
+
+TEST_F(ReversibleSequence, PrintsWhatItsBudgetKept) {
+  memcnn::ReversibleSequence sequence(coupling(), coupling());
+  sequence->options.memory_budget(1 << 20);
+  const torch::Tensor x = leaf({2, 4}, torch::kFloat);
+  sequence(x);
+  EXPECT_THAT(
+      c10::str(sequence),
+      HasSubstr("Sequence(memory_budget=1048576, kept=2 blocks)(\n"));
+  EXPECT_THAT(
+      c10::str(sequence->kept()),
+      HasSubstr(
+          " MiB: 2 blocks, sparing 100 % of the multiply-adds of second runs"));
+  sequence->options.memory_budget(2 * 2 * 4); // of one result
+  sequence(x);
+  EXPECT_THAT(c10::str(sequence), HasSubstr(", kept=1 result)(\n"));
+  sequence->options.memory_budget(0);
+  sequence(x);
+  EXPECT_THAT(c10::str(sequence), Not(HasSubstr("kept")));
+}
+
+TEST(KeptActivations, AreSummedAndPrinted) {
+  memcnn::KeptActivations sum;
+  EXPECT_EQ(c10::str(sum), "nothing");
+  memcnn::KeptActivations block;
+  block.bytes = 3 << 20;
+  block.blocks = 1;
+  EXPECT_EQ(c10::str(block), "3.00 MiB: 1 block") << "without dear operators";
+  memcnn::KeptActivations results;
+  results.bytes = 1 << 19;
+  results.results = 12;
+  results.multiply_adds = 400;
+  results.spared = 300;
+  sum += block;
+  sum += results;
+  sum += results;
+  EXPECT_EQ(
+      c10::str(sum),
+      "4.00 MiB: 1 block and 24 results, sparing 75 % of the multiply-adds of "
+      "second runs");
 }
 
 TEST_F(ReversibleSequence, AnyInvertibleRefusesANullPointer) {

@@ -280,6 +280,171 @@ TEST_F(InvertibleModuleWrapper, KeepInputNeedsNoInverse) {
   EXPECT_LT(relative_error(gradient[0], 8 * x.detach()), kGradientFloat64);
 }
 
+// The memory budget.
+
+/// How many convolutions run in this thread while it lives.
+class Convolutions final : public memcnn::detail::OperatorHandler {
+ public:
+  int count() const {
+    return count_;
+  }
+
+ private:
+  void handle(const Call& call) override {
+    count_ += call.op.operator_name().name == "aten::convolution" ? 1 : 0;
+    run(call);
+  }
+
+  int count_ = 0;
+};
+
+/// A convolution by an orthogonal matrix: its result is what it returns.
+struct RotationImpl final : torch::nn::Cloneable<RotationImpl> {
+  RotationImpl() {
+    reset();
+  }
+  void reset() override {
+    const auto q =
+        std::get<0>(torch::linalg_qr(torch::randn({4, 4}, torch::kDouble)));
+    weight = register_parameter("weight", q.reshape({4, 4, 1, 1}).clone());
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    return torch::conv2d(x, weight);
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return torch::conv2d(y, weight.transpose(0, 1));
+  }
+  torch::Tensor weight;
+};
+TORCH_MODULE(Rotation);
+
+/// One step through two wrappers of modules, the first of which has a budget,
+/// against plain autograd. Returns the convolutions of backward.
+template <class M>
+int convolutions_of_backward(M module, int64_t budget) {
+  module->to(torch::kDouble);
+  memcnn::InvertibleModuleWrapper first(module);
+  first->options.memory_budget(budget);
+  torch::nn::Identity identity;
+  memcnn::InvertibleModuleWrapper second{memcnn::AdditiveCoupling(identity)};
+  const torch::Tensor x = leaf({2, 4, 3, 3});
+  std::vector<torch::Tensor> sources = module->parameters();
+  sources.push_back(x);
+  const auto loss = [&] {
+    return second(first(torch::sin(x))).pow(3).sum();
+  };
+  const auto expected = [&] {
+    const memcnn::PlainAutogradGuard plain;
+    return torch::autograd::grad({loss()}, sources);
+  }();
+  const torch::Tensor saving = loss();
+  const Convolutions convolutions;
+  const auto found = torch::autograd::grad({saving}, sources);
+  EXPECT_LT(relative_error(found, expected), kGradientFloat64);
+  return convolutions.count();
+}
+
+constexpr int64_t kResultBytes = 2 * 2 * 3 * 3 * 8; // of half an input
+
+TEST_F(InvertibleModuleWrapper, BudgetKeepsResultsOfBranches) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  EXPECT_EQ(convolutions_of_backward(coupling, 0), 2);
+  EXPECT_EQ(convolutions_of_backward(coupling, kResultBytes - 1), 2);
+  EXPECT_EQ(convolutions_of_backward(coupling, kResultBytes), 1);
+  EXPECT_EQ(convolutions_of_backward(coupling, 2 * kResultBytes), 0);
+}
+
+TEST_F(InvertibleModuleWrapper, BudgetKeepsWhatTheModuleReturns) {
+  // Backward runs the inverse, and then forward again.
+  EXPECT_EQ(convolutions_of_backward(Rotation(), 0), 2);
+  EXPECT_EQ(convolutions_of_backward(Rotation(), 2 * kResultBytes), 1);
+}
+
+TEST_F(InvertibleModuleWrapper, BudgetReachesTheBlocksOfASequence) {
+  const auto chain = [] {
+    return memcnn::ReversibleSequence(
+        memcnn::AdditiveCoupling(SmoothBranch(2), SmoothBranch(2)),
+        memcnn::AdditiveCoupling(SmoothBranch(2), SmoothBranch(2)));
+  };
+  EXPECT_EQ(convolutions_of_backward(chain(), 3 * kResultBytes), 1);
+  EXPECT_EQ(convolutions_of_backward(chain(), 4 * kResultBytes), 0);
+}
+
+TEST_F(InvertibleModuleWrapper, BudgetInInverse) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  coupling->to(torch::kDouble);
+  memcnn::InvertibleModuleWrapper block(
+      coupling,
+      memcnn::InvertibleModuleWrapperOptions().memory_budget(1 << 20));
+  const torch::Tensor y = leaf({2, 4, 3, 3});
+  const auto expected =
+      torch::autograd::grad({coupling->inverse(y * 2).pow(3).sum()}, {y});
+  const torch::Tensor loss = block->inverse(y * 2).pow(3).sum();
+  EXPECT_EQ(block->kept().results, 2u);
+  const Convolutions convolutions;
+  const auto found = torch::autograd::grad({loss}, {y});
+  EXPECT_LT(relative_error(found, expected), kGradientFloat64);
+  EXPECT_EQ(convolutions.count(), 0);
+}
+
+TEST_F(InvertibleModuleWrapper, KeptTellsOfTheLastCallWithAGraph) {
+  memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
+  coupling->to(torch::kDouble);
+  memcnn::InvertibleModuleWrapper block(coupling);
+  const torch::Tensor x = leaf({2, 4, 3, 3});
+  const auto held = [&](int64_t budget) {
+    block->options.memory_budget(budget);
+    memcnn::AllocationMeter meter;
+    const torch::Tensor y = block(torch::sin(x));
+    return meter.held_bytes();
+  };
+  const int64_t held_without = held(0);
+  EXPECT_EQ(c10::str(block->kept()), "nothing");
+  const int64_t held_with = held(1 << 20);
+  const memcnn::KeptActivations kept = block->kept();
+  EXPECT_EQ(kept.bytes, 2 * kResultBytes);
+  EXPECT_EQ(kept.bytes, held_with - held_without);
+  EXPECT_EQ(kept.blocks, 0u);
+  EXPECT_EQ(kept.results, 2u);
+  EXPECT_EQ(kept.multiply_adds, 2 * (2 * 2 * 3 * 3) * (2 * 3 * 3));
+  EXPECT_EQ(kept.spared, kept.multiply_adds);
+  {
+    const torch::NoGradGuard no_graph;
+    block(x);
+  }
+  EXPECT_EQ(block->kept().results, 2u);
+  EXPECT_THAT(
+      c10::str(block),
+      HasSubstr("Wrapper(memory_budget=1048576, kept=2 results)(\n"));
+  EXPECT_EQ(held(kResultBytes), held_without + kResultBytes);
+  EXPECT_EQ(
+      c10::str(block->kept()),
+      "0.00 MiB: 1 result, sparing 50 % of the multiply-adds of second runs");
+}
+
+TEST_F(InvertibleModuleWrapper, BudgetLeavesInputsFreed) {
+  memcnn::InvertibleModuleWrapper block(
+      memcnn::AdditiveCoupling(SmoothBranch(2), SmoothBranch(2)),
+      memcnn::InvertibleModuleWrapperOptions().memory_budget(1 << 20));
+  const torch::Tensor input = leaf({2, 4, 3, 3}, torch::kFloat) * 2;
+  block(input);
+  EXPECT_EQ(block->input_kept_because(), "");
+  EXPECT_THROW(input.sum(), c10::Error);
+}
+
+TEST_F(InvertibleModuleWrapper, RejectsANegativeBudget) {
+  memcnn::InvertibleModuleWrapper block(
+      memcnn::AdditiveCoupling(SmoothBranch(2)),
+      memcnn::InvertibleModuleWrapperOptions().memory_budget(-1));
+  EXPECT_THAT(
+      [&] {
+        block->inverse(leaf({2, 4, 3, 3}, torch::kFloat));
+      },
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "InvertibleModuleWrapper::inverse(): expected a memory_budget of 0 "
+          "or more bytes, but got -1. 0 keeps no activations.")));
+}
+
 // As a module.
 
 TEST_F(InvertibleModuleWrapper, PrintsItsOptions) {

@@ -34,9 +34,10 @@ void change_options(torch::nn::Module& module, const Change& change) {
 /// itself included, however deep they lie: of which of them the parameter of
 /// `change` says, and `auto&` is both. Acts from the next forward on.
 ///
-/// A memory_budget is that of one sequence: a model with three of them keeps up
-/// to three times as much. Backward frees the last one first, so what a model
-/// can spare goes furthest there.
+/// A memory_budget is that of one sequence or wrapper: a model with three of them
+/// keeps up to three times as much. A byte spares the most where channels are
+/// many and positions few, which is in the last ones of most models, and backward
+/// frees these first.
 ///
 /// Example:
 ///   memcnn::configure(model, [](memcnn::ReversibleSequenceOptions& options) {

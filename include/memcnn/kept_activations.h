@@ -6,11 +6,22 @@
 #include <iomanip>
 #include <ostream>
 #include <sstream>
+#include <string>
 
 namespace memcnn {
 
-/// What a memory_budget kept of the last run that recorded a graph.
+/// What a memory_budget kept of the last run that recorded a graph; a sum of
+/// these is what several modules keep.
 struct KeptActivations {
+  KeptActivations& operator+=(const KeptActivations& other) {
+    bytes += other.bytes;
+    blocks += other.blocks;
+    results += other.results;
+    multiply_adds += other.multiply_adds;
+    spared += other.spared;
+    return *this;
+  }
+
   int64_t bytes = 0; // within the budget
   size_t blocks = 0; // that keep all, and do not run again
   size_t results = 0; // of dear operators in the others (Note [Kept results])
@@ -18,22 +29,43 @@ struct KeptActivations {
   double spared = 0; // of these multiply-adds, those that do not run again
 };
 
-/// "12.5 MiB: 3 blocks and 96 results, which spare 87 % of the multiply-adds of
+namespace detail {
+
+/// "3 blocks and 96 results", "1 result", or nothing.
+inline std::string words_of_kept(const KeptActivations& kept) {
+  std::string words;
+  const auto add = [&](size_t count, const char* what) {
+    if (count > 0) {
+      words += (words.empty() ? "" : " and ") + std::to_string(count) + what +
+          (count == 1 ? "" : "s");
+    }
+  };
+  add(kept.blocks, " block");
+  add(kept.results, " result");
+  return words;
+}
+
+} // namespace detail
+
+/// "12.50 MiB: 3 blocks and 96 results, sparing 87 % of the multiply-adds of
 /// second runs".
 inline std::ostream& operator<<(
     std::ostream& stream,
     const KeptActivations& kept) {
   constexpr double kMiB = 1024.0 * 1024.0;
-  const double percent =
-      kept.multiply_adds > 0 ? 100 * kept.spared / kept.multiply_adds : 0;
-  std::ostringstream words;
-  words << std::fixed << std::setprecision(1)
-        << static_cast<double>(kept.bytes) / kMiB << " MiB: " << kept.blocks
-        << (kept.blocks == 1 ? " block and " : " blocks and ") << kept.results
-        << (kept.results == 1 ? " result" : " results") << ", which spare "
-        << std::setprecision(0) << percent
-        << " % of the multiply-adds of second runs";
-  return stream << words.str();
+  const std::string words = detail::words_of_kept(kept);
+  if (words.empty()) {
+    return stream << "nothing";
+  }
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(2)
+       << static_cast<double>(kept.bytes) / kMiB << " MiB: " << words;
+  if (kept.multiply_adds > 0) {
+    text << ", sparing " << std::setprecision(0)
+         << 100 * kept.spared / kept.multiply_adds
+         << " % of the multiply-adds of second runs";
+  }
+  return stream << text.str();
 }
 
 } // namespace memcnn

@@ -6,6 +6,7 @@
 #include <memcnn/detail/configurable.h>
 #include <memcnn/detail/folded.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/kept_choice.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/printed_options.h>
 #include <memcnn/invertible.h>
@@ -45,9 +46,10 @@ struct ReversibleSequenceOptions {
   TORCH_ARG(bool, debug) = false;
   /// Runs the plain modules, with ordinary autograd. Default: false.
   TORCH_ARG(bool, disable) = false;
-  /// Bytes of activations that may be kept from forward to backward, so that
-  /// the last blocks need not run again: from 0, the least memory, to what the
-  /// plain modules keep, at their speed. Default: 0.
+  /// Bytes that may be kept from forward to backward of what need not be
+  /// computed again then, results of convolutions and products first: from 0,
+  /// the least memory, to what the plain modules keep, at their speed.
+  /// Default: 0.
   TORCH_ARG(int64_t, memory_budget) = 0;
   /// The memory format in which halves travel between couplings; input and
   /// output keep theirs. at::MemoryFormat::ChannelsLast makes convolutions on a
@@ -213,7 +215,7 @@ class ReversibleSequenceImpl final
     return copy;
   }
 
-  /// Its options; operator<< adds the blocks.
+  /// Its options, and what the budget kept; operator<< adds the blocks.
   void pretty_print(std::ostream& stream) const override {
     stream << "memcnn::ReversibleSequence"
            << detail::PrintedOptions()
@@ -224,6 +226,7 @@ class ReversibleSequenceImpl final
                   .add("debug", options.debug())
                   .add("disable", options.disable())
                   .add("memory_budget", options.memory_budget())
+                  .add("kept", detail::words_of_kept(kept()))
                   .add("memory_format", options.memory_format());
   }
 
@@ -338,13 +341,11 @@ class ReversibleSequenceImpl final
         name_of(direction),
         "(): expected at least one block, but got none. Add blocks with "
         "push_back().");
-    TORCH_CHECK_VALUE(
-        options.memory_budget() >= 0,
+    detail::check_budget(
+        options.memory_budget(),
         "ReversibleSequence::",
         name_of(direction),
-        "(): expected a memory_budget of 0 or more bytes, but got ",
-        options.memory_budget(),
-        ". 0 keeps no activations.");
+        "()");
   }
 
   std::vector<AnyInvertible> blocks_;
@@ -369,12 +370,12 @@ inline std::ostream& operator<<(
 /// Shapes:   blocks map one Tensor to one Tensor, each what the next one takes.
 /// Dtypes:   those of the blocks.
 /// Memory:   keeps numel(y) * itemsize bytes until backward, whatever the depth,
-///           and the activations of as many last blocks as memory_budget has
-///           room for; nothing that a caller holds is freed. Between couplings
-///           of the same split_dim the halves travel as two tensors, updated in
-///           place (Note [Streams of a sequence] in detail/streams.h). They
-///           are copies of the input's halves, for which a memory_format costs
-///           nothing more.
+///           and what memory_budget has room for (Note [Memory budget] in
+///           detail/kept_blocks.h); nothing that a caller holds is freed.
+///           Between couplings of the same split_dim the halves travel as two
+///           tensors, updated in place (Note [Streams of a sequence] in
+///           detail/streams.h). They are copies of the input's halves, for
+///           which a memory_format costs nothing more.
 /// Accuracy: gradients at inputs rebuilt through all later blocks: the error
 ///           grows with depth; in float64 it stays below 1e-10 at depth 20.
 /// Throws:   c10::Error that names the block, counted from 0, if one fails.

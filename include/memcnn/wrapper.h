@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/budgeted_results.h>
 #include <memcnn/detail/configurable.h>
 #include <memcnn/detail/free_inputs.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/kept_choice.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/printed_options.h>
 #include <memcnn/detail/signature.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/kept_activations.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -19,6 +22,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -48,6 +52,10 @@ struct InvertibleModuleWrapperOptions {
   /// registered, and modules that are not invertible. Costs a copy of both,
   /// and one more run of each branch. Default: false.
   TORCH_ARG(bool, debug) = false;
+  /// Bytes that may be kept from forward to backward of results of
+  /// convolutions, products and attention, which need not be computed again
+  /// then: those that save the most work for each byte. Default: 0.
+  TORCH_ARG(int64_t, memory_budget) = 0;
 };
 
 /// The module behind InvertibleModuleWrapper: the members below have the
@@ -105,6 +113,12 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     return kept_because_;
   }
 
+  /// What a memory_budget kept in the last call with a graph: bytes, results of
+  /// operators, and what they spare. Can be printed.
+  const KeptActivations& kept() const {
+    return kept_;
+  }
+
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<InvertibleModuleWrapperImpl>(
@@ -123,7 +137,9 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
                       "preserve_rng_state",
                       options.preserve_rng_state(),
                       /*standard=*/true)
-                  .add("debug", options.debug());
+                  .add("debug", options.debug())
+                  .add("memory_budget", options.memory_budget())
+                  .add("kept", detail::words_of_kept(kept_));
   }
 
   using Configurable::options; // as its own, editors offer it early
@@ -132,6 +148,11 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
  private:
   template <class Result, class Plain, class... Args>
   Result call(Direction direction, const Plain& plain, const Args&... args) {
+    detail::check_budget(
+        options.memory_budget(),
+        "InvertibleModuleWrapper::",
+        name_of(direction),
+        "()");
     if (!options.disable()) {
       const detail::Tensors inputs = detail::pack(args...);
       if (detail::runs_as_node(inputs, *module)) {
@@ -152,13 +173,17 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         direction,
         keep,
         RecordingOptions{options.preserve_rng_state(), options.debug()});
+    detail::BudgetedResults results(options.memory_budget());
+    state->recording.keep_results(results.keeper());
     detail::Tensors outputs = detail::run_node(state, inputs);
+    kept_ = results.kept();
     kept_because_ = detail::free_inputs(inputs, outputs, *state);
     return outputs;
   }
 
   std::shared_ptr<Invertible> block_; // keeps the module alive
   const char* kept_because_ = "";
+  KeptActivations kept_;
 };
 
 namespace detail {
@@ -209,6 +234,7 @@ struct wrapper_of {
 /// Memory:   keeps the outputs, numel * itemsize bytes each, which the next
 ///           wrapper frees in turn; frees the inputs where nobody else is seen
 ///           to need them (Note [Freed inputs] in detail/freed_storage.h).
+///           What memory_budget has room for comes on top.
 /// Accuracy: gradients are those of the plain module at an input that was
 ///           rebuilt; check_invertible_module() says how far that is off.
 /// Throws:   c10::Error if a freed input is read, or if outputs, parameters or

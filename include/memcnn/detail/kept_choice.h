@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -11,6 +13,17 @@
 #include <utility>
 
 namespace memcnn::detail {
+
+/// Stops at a budget that is none. Place are the parts of where it was given.
+template <class... Place>
+void check_budget(int64_t bytes, const Place&... place) {
+  TORCH_CHECK_VALUE(
+      bytes >= 0,
+      place...,
+      ": expected a memory_budget of 0 or more bytes, but got ",
+      bytes,
+      ". 0 keeps no activations.");
+}
 
 /// What is kept within a budget of bytes, of all that could be: what saves the
 /// most work for each byte (Note [Memory budget], rule 2).
