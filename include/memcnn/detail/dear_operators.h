@@ -8,6 +8,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -34,7 +35,17 @@ struct DearOperator {
       Arguments arguments,
       const at::Tensor& second,
       const at::Tensor& third) = nullptr;
+  /// The argument that asks for a result that backward alone needs, which
+  /// attention spares where no graph is recorded.
+  std::optional<size_t> asks_for_backward = std::nullopt;
 };
+
+/// 0 where nothing is divided.
+inline double quotient(int64_t dividend, int64_t divisor) {
+  return dividend == 0
+      ? 0
+      : static_cast<double>(dividend) / static_cast<double>(divisor);
+}
 
 /// A product of matrices: every number of the result takes one multiply-add a
 /// number of the left matrix's rows.
@@ -53,7 +64,7 @@ inline double of_convolution(Arguments arguments, const at::Tensor& result) {
   const bool transposed = arguments[6].toBool();
   const at::Tensor& positions = transposed ? arguments[0].toTensor() : result;
   return static_cast<double>(positions.numel()) *
-      static_cast<double>(weight.numel()) / static_cast<double>(weight.size(0));
+      quotient(weight.numel(), weight.size(0));
 }
 
 /// Attention of query (..., L, E), key (..., S, E) and value (..., S, V): two
@@ -61,8 +72,8 @@ inline double of_convolution(Arguments arguments, const at::Tensor& result) {
 inline double of_attention(Arguments arguments, const at::Tensor& /*result*/) {
   const at::Tensor& query = arguments[0].toTensor();
   const at::Tensor& value = arguments[2].toTensor();
-  return static_cast<double>(query.numel()) / query.size(-1) * value.size(-2) *
-      (query.size(-1) + value.size(-1));
+  return quotient(query.numel(), query.size(-1)) *
+      static_cast<double>(value.size(-2) * (query.size(-1) + value.size(-1)));
 }
 
 /// Whether this attention draws no random numbers: with dropout what follows it
@@ -97,9 +108,9 @@ inline const std::unordered_map<std::string, DearOperator>& dear_operators() {
       {"aten::_scaled_dot_product_flash_attention",
        {of_attention, draws_nothing<3>}},
       {"aten::_scaled_dot_product_efficient_attention",
-       {of_attention, draws_nothing<5>}},
+       {of_attention, draws_nothing<5>, nullptr, 4}},
       {"aten::_scaled_dot_product_cudnn_attention",
-       {of_attention, draws_nothing<5>}},
+       {of_attention, draws_nothing<5>, nullptr, 4}},
       {"aten::_scaled_dot_product_fused_attention_overrideable",
        {of_attention, draws_nothing<4>}},
       {"aten::native_batch_norm",

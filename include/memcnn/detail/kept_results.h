@@ -91,7 +91,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
    private:
     void handle(const Call& call) override {
-      if (!call.dear().is_dear(call.arguments())) {
+      if (!call.dear.is_dear(call.arguments())) {
         run(call);
         return;
       }
@@ -101,9 +101,9 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       const Values arguments = call.arguments().vec();
       run(call);
       noted.multiply_adds =
-          call.dear().multiply_adds(arguments, call.results()[0].toTensor());
+          call.dear.multiply_adds(arguments, call.results()[0].toTensor());
       Values results = call.results().vec();
-      if (call.dear().first_result != nullptr) {
+      if (call.dear.first_result != nullptr) {
         results[0] = c10::IValue();
       }
       if (can_be_kept(results)) {
@@ -134,7 +134,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
    private:
     void handle(const Call& call) override {
-      if (!call.dear().is_dear(call.arguments())) {
+      if (!call.dear.is_dear(call.arguments())) {
         run(call);
         return;
       }
@@ -160,8 +160,8 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       if (release_) {
         noted.results.clear();
       }
-      if (!results.empty() && call.dear().first_result != nullptr) {
-        auto first = call.dear().first_result(
+      if (!results.empty() && call.dear.first_result != nullptr) {
+        auto first = call.dear.first_result(
             call.arguments(), results[1].toTensor(), results[2].toTensor());
         if (!first) {
           return {};
@@ -299,14 +299,9 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     return bytes;
   }
 
-  /// Attention spares what backward alone needs where no graph is recorded.
   static void ask_for_all_results(const OperatorHandler::Call& call) {
-    const auto position =
-        call.op.schema().argumentIndexWithName("compute_log_sumexp");
-    if (position) {
-      torch::jit::peek(
-          call.stack, static_cast<size_t>(*position), call.arguments().size()) =
-          true;
+    if (const auto position = call.dear.asks_for_backward) {
+      torch::jit::peek(call.stack, *position, call.arguments().size()) = true;
     }
   }
 

@@ -27,6 +27,7 @@ class OperatorHandler {
   /// results.
   struct Call {
     const c10::OperatorHandle& op;
+    const DearOperator& dear;
     c10::DispatchKeySet keys; // of what runs below
     torch::jit::Stack& stack;
 
@@ -35,9 +36,6 @@ class OperatorHandler {
     }
     c10::ArrayRef<c10::IValue> results() const {
       return torch::jit::last(stack, op.schema().returns().size());
-    }
-    const DearOperator& dear() const {
-      return dear_operators().at(op.operator_name().name);
     }
   };
 
@@ -92,7 +90,8 @@ class OperatorHandler {
         c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
                             c10::DispatchKey::BackendSelect);
     if (current() != nullptr) {
-      current()->handle({op, below, *stack});
+      const DearOperator& dear = dear_operators().at(op.operator_name().name);
+      current()->handle({op, dear, below, *stack});
     } else {
       op.redispatchBoxed(below, stack);
     }
@@ -115,7 +114,7 @@ class OperatorHandler {
     for (const auto& [name, dear] : dear_operators()) {
       const auto op = dispatcher.findSchema({name, ""});
       // Another copy of this header, in another shared library, may have been
-      // here before; LibTorch before 2.8 lacks some forms of attention.
+      // here before, and not every LibTorch has every form of attention.
       if (op && !op->hasKernelForDispatchKey(c10::DispatchKey::BackendSelect)) {
         library->impl(
             name.c_str(), torch::CppFunction::makeFromBoxedFunction<&kernel>());
