@@ -204,8 +204,8 @@ class Contest {
   void meter(Contender& contender) {
     forget_gradients(parameters_);
     contender.result.memory = meter_step(contender.engine, image_);
-    if (contender.engine.kept_blocks) {
-      contender.result.kept_blocks = contender.engine.kept_blocks();
+    if (contender.engine.kept) {
+      contender.result.kept = contender.engine.kept();
     }
   }
 

@@ -6,6 +6,7 @@
 
 #include <memcnn/checkpoint.h>
 #include <memcnn/checkpoint_sequential.h>
+#include <memcnn/kept_activations.h>
 #include <memcnn/sequence.h>
 #include <memcnn/wrapper.h>
 
@@ -13,7 +14,6 @@
 #include <torch/nn.h>
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -35,9 +35,8 @@ inline Halves halves_of(const at::Tensor& whole) {
 struct Engine {
   /// From the image to the two halves of the last output.
   std::function<Halves(const at::Tensor& image)> forward;
-  /// How many blocks kept their activations in the last step; empty where
-  /// nothing says that.
-  std::function<size_t()> kept_blocks = nullptr;
+  /// What a budget kept of the last step; empty where nothing says that.
+  std::function<memcnn::KeptActivations()> kept = nullptr;
   /// Whether forward and loss run under autocast to bfloat16.
   bool autocast = false;
 };
@@ -180,7 +179,7 @@ Engine sequence_engine(
         return halves_of(sequence->forward(network->stem(image)));
       },
       [sequence] {
-        return sequence->kept_blocks();
+        return sequence->kept();
       }};
 }
 

@@ -218,18 +218,18 @@ def draw_network(axes, ours, theirs):
         (theirs, PYTHON, open_),
     ):
         for engine, (label, colour) in known.items():
-            found = rows[rows["engine"] == engine].sort_values("share")
+            found = rows[rows["engine"] == engine].sort_values("share", kind="stable")
             style |= {"color": colour, "label": label, "clip_on": False}
             if len(found):
                 axes.plot(found["share"], found["time"].clip(upper=HIGHEST), **style)
             for row in found[found["time"] > HIGHEST].itertuples():
-                point = {"xy": (row.share, HIGHEST), "textcoords": "offset points"}
                 axes.annotate(
                     f"↑ {row.time:.2f}",
+                    (row.share, HIGHEST),
                     xytext=(7, -3),
+                    textcoords="offset points",
                     color=colour,
                     fontsize=9,
-                    **point,
                 )
 
 
@@ -264,7 +264,7 @@ def table_of(networks):
                 line[3 * i : 3 * i + 3] = (
                     f"{row['mebibytes']:.1f}",
                     f"{row['time']:.2f}",
-                    f"{row['grad_rel_error']:.0e}",
+                    f"{row['grad_rel_error']:.1e}",
                 )
     lines = [[name, *line] for name, line in cells.items()]
     title = ["", *["held, MiB", "to plain", "gradient error"] * len(networks)]

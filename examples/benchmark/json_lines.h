@@ -94,8 +94,12 @@ inline nlohmann::ordered_json to_json(
   if (result.budget_bytes) {
     json["budget_bytes"] = *result.budget_bytes;
   }
-  if (result.kept_blocks) {
-    json["kept_blocks"] = *result.kept_blocks;
+  if (result.kept) {
+    json["kept_bytes"] = result.kept->bytes;
+    json["kept_blocks"] = result.kept->blocks;
+    json["kept_results"] = result.kept->results;
+    json["multiply_adds"] = result.kept->multiply_adds;
+    json["spared_multiply_adds"] = result.kept->spared;
   }
   return json;
 }

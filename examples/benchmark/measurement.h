@@ -4,7 +4,8 @@
 #include "benchmark/step.h"
 #include "support/median.h"
 
-#include <cstddef>
+#include <memcnn/kept_activations.h>
+
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -30,7 +31,7 @@ struct Measurement {
   int64_t bn_updates = 0; // of the first normalisation, in one step
   StepMemory memory;
   std::optional<int64_t> budget_bytes;
-  std::optional<size_t> kept_blocks;
+  std::optional<memcnn::KeptActivations> kept;
   std::optional<int64_t> graph_bytes; // what a graph has for itself
 
   std::vector<StepTime> times; // one a round

@@ -15,6 +15,7 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -194,15 +195,16 @@ inline void print_legend(const Config& config) {
   }
 }
 
-inline void print_kept_blocks(const Config& config, const Measurement& result) {
+inline void print_kept(const Measurement& result) {
   const int64_t budget = *result.budget_bytes;
   const bool all = budget == std::numeric_limits<int64_t>::max();
+  std::ostringstream kept;
+  kept << *result.kept;
   fmt::print(
-      "{:<21}  budget {}: {} of {} blocks kept\n",
+      "{:<21}  budget {}, kept {}\n",
       result.name(),
-      all ? "of any size" : fmt::format("{:.2f} MiB", mebibytes(budget)),
-      *result.kept_blocks,
-      config.depth);
+      all ? "of any size" : fmt::format("{:.1f} MiB", mebibytes(budget)),
+      kept.str());
 }
 
 } // namespace detail
@@ -215,8 +217,8 @@ inline void print_table(
   detail::print_rows(detail::rows_of(detail::columns_for(config), results));
   detail::print_legend(config);
   for (const Measurement& result : results) {
-    if (result.budget_bytes && result.kept_blocks) {
-      detail::print_kept_blocks(config, result);
+    if (result.budget_bytes && result.kept) {
+      detail::print_kept(result);
     }
   }
   std::fflush(stdout);

@@ -76,9 +76,9 @@ class Figures(unittest.TestCase):
         self.assert_drawn(result, "budgets")
         lines = result.stdout.splitlines()
         for line in (
-            "| sequence, 0 | 1.0 | 1.40 | 0e+00 | 1.0 | 1.40 | 0e+00 |",
-            "| sequence, 50% | 4.0 | 1.10 | 0e+00 | 4.0 | 1.10 | 0e+00 |",
-            "| MemCNN (Python) | 1.0 | 2.00 | 0e+00 |  |  |  |",
+            "| sequence, 0 | 1.0 | 1.40 | 0.0e+00 | 1.0 | 1.40 | 0.0e+00 |",
+            "| sequence, 50% | 4.0 | 1.10 | 0.0e+00 | 4.0 | 1.10 | 0.0e+00 |",
+            "| MemCNN (Python) | 1.0 | 2.00 | 0.0e+00 |  |  |  |",
         ):
             self.assertIn(line, lines)
 
