@@ -299,8 +299,7 @@ class Recording {
       seen.first_run.emplace(inputs);
     }
     if (keeper_ != nullptr) {
-      seen.results =
-          std::make_shared<detail::KeptResults>(branch.name(), inputs);
+      seen.results = std::make_shared<detail::KeptResults>(branch);
     }
     const detail::AutocastCacheOff cache_off;
     auto compute = [&] {
@@ -357,6 +356,7 @@ class Recording {
       // The gradient needs them once.
       detail::KeptResults::SecondRun taking(
           *seen.results,
+          branch,
           /*release=*/at::GradMode::is_enabled() &&
               !torch::autograd::get_current_graph_task_keep_graph());
       auto value = call(arguments);

@@ -38,6 +38,9 @@ struct DearOperator {
   /// The argument that asks for a result that backward alone needs, which
   /// attention spares where no graph is recorded.
   std::optional<size_t> asks_for_backward = std::nullopt;
+  /// Whether LibTorch may choose another operator in its place for arguments that
+  /// need a gradient: aten::mm instead of aten::bmm.
+  bool has_other_forms = false;
 };
 
 /// 0 where nothing is divided.
@@ -95,24 +98,35 @@ inline double of_statistics(Arguments arguments, const at::Tensor& /*result*/) {
 /// and attention run below autograd is one of these; and batch normalisation,
 /// for its statistics.
 inline const std::unordered_map<std::string, DearOperator>& dear_operators() {
+  const auto product = [](auto multiply_adds) {
+    DearOperator dear{multiply_adds};
+    dear.has_other_forms = true;
+    return dear;
+  };
+  const auto attention = [&](auto is_dear, std::optional<size_t> flag = {}) {
+    DearOperator dear = product(of_attention);
+    dear.is_dear = is_dear;
+    dear.asks_for_backward = flag;
+    return dear;
+  };
   static const std::unordered_map<std::string, DearOperator> operators = {
       {"aten::convolution", {of_convolution}},
-      {"aten::mm", {of_product<0>}},
-      {"aten::addmm", {of_product<1>}},
-      {"aten::bmm", {of_product<0>}},
-      {"aten::baddbmm", {of_product<1>}},
-      {"aten::mv", {of_product<0>}},
-      {"aten::addmv", {of_product<1>}},
+      {"aten::mm", product(of_product<0>)},
+      {"aten::addmm", product(of_product<1>)},
+      {"aten::bmm", product(of_product<0>)},
+      {"aten::baddbmm", product(of_product<1>)},
+      {"aten::mv", product(of_product<0>)},
+      {"aten::addmv", product(of_product<1>)},
       {"aten::_scaled_dot_product_flash_attention_for_cpu",
-       {of_attention, draws_nothing<3>}},
+       attention(draws_nothing<3>)},
       {"aten::_scaled_dot_product_flash_attention",
-       {of_attention, draws_nothing<3>}},
+       attention(draws_nothing<3>)},
       {"aten::_scaled_dot_product_efficient_attention",
-       {of_attention, draws_nothing<5>, nullptr, 4}},
+       attention(draws_nothing<5>, 4)},
       {"aten::_scaled_dot_product_cudnn_attention",
-       {of_attention, draws_nothing<5>, nullptr, 4}},
+       attention(draws_nothing<5>, 4)},
       {"aten::_scaled_dot_product_fused_attention_overrideable",
-       {of_attention, draws_nothing<4>}},
+       attention(draws_nothing<4>)},
       {"aten::native_batch_norm",
        {of_statistics, computes_statistics, normalised}}};
   return operators;

@@ -4,6 +4,7 @@
 #include <memcnn/detail/dear_operators.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/operator_handler.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
@@ -15,6 +16,7 @@
 #include <c10/core/impl/COW.h>
 #include <c10/util/Exception.h>
 #include <c10/util/intrusive_ptr.h>
+#include <torch/nn/module.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -22,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -43,7 +46,9 @@ namespace memcnn::detail {
 //    its own (copy on write).
 // 3. The second run calls the same dear operators as the first, in the same
 //    order, with arguments of the same sizes, dtypes and devices, and with the
-//    same parameters, or backward stops. Other operators may differ.
+//    same parameters, or backward stops. Other operators may differ. A product
+//    of activations may be computed by another operator where a graph is
+//    recorded, as LibTorch chooses: it runs again.
 // 4. A result is let go as the second run takes it, unless the graph is
 //    retained, and at the latest when the backward step of its block is done.
 // 5. A call that draws random numbers, as attention with dropout does, always
@@ -75,12 +80,10 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   struct DearCall;
 
  public:
-  /// Of a branch of this name, at these inputs.
-  KeptResults(std::string branch, const Tensors& inputs)
-      : branch_(std::move(branch)) {
-    for (const at::Tensor& input : inputs) {
-      inputs_.push_back(memory_of(input));
-    }
+  explicit KeptResults(const torch::nn::Module& branch) {
+    for_each_parameter(branch, [&](const at::Tensor& parameter) {
+      parameters_.insert(memory_of(parameter));
+    });
   }
 
   /// While it lives, the first run.
@@ -124,12 +127,18 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   /// are taken.
   class SecondRun final : public OperatorHandler {
    public:
-    SecondRun(KeptResults& results, bool release)
-        : results_(results), release_(release) {}
+    SecondRun(
+        KeptResults& results,
+        const torch::nn::Module& branch,
+        bool release)
+        : results_(results), branch_(branch), release_(release) {}
 
     /// It has come to its end.
-    void end() const {
-      results_.check_count(next_);
+    void end() {
+      if (is_other_form_) {
+        skip_products();
+      }
+      results_.check_count(next_, branch_);
     }
 
    private:
@@ -139,8 +148,8 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         return;
       }
       ask_for_all_results(call);
-      DearCall& noted = results_.expected(next_++, call);
-      Values results = taken(noted, call);
+      DearCall* noted = expected(call);
+      Values results = noted ? taken(*noted, call) : Values();
       if (results.empty()) {
         run(call);
         return;
@@ -149,6 +158,33 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       for (c10::IValue& result : results) {
         call.stack.push_back(std::move(result));
       }
+    }
+
+    /// The call of the first run in the place of this one (rule 3); null if that
+    /// was another form of the product.
+    DearCall* expected(const Call& call) {
+      if (is_other_form_) {
+        skip_products(&call);
+      }
+      auto& calls = results_.calls_;
+      if (next_ < calls.size() && fits(calls[next_], call)) {
+        is_other_form_ = false;
+        return &calls[next_++];
+      }
+      is_other_form_ = next_ < calls.size() && calls[next_].has_other_forms &&
+          results_.noted(call).has_other_forms && !results_.fit_any(call);
+      results_.check_order(is_other_form_, next_, call, branch_);
+      return nullptr;
+    }
+
+    /// Those of the first run in whose place other forms ran: one at least, and
+    /// all up to one that fits.
+    void skip_products(const Call* call = nullptr) {
+      const auto& calls = results_.calls_;
+      do {
+        ++next_;
+      } while (next_ < calls.size() && calls[next_].has_other_forms &&
+               !(call != nullptr && fits(calls[next_], *call)));
     }
 
     /// All results of a call; none where it has to run.
@@ -172,8 +208,10 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     }
 
     KeptResults& results_;
+    const torch::nn::Module& branch_;
     bool release_;
     size_t next_ = 0;
+    bool is_other_form_ = false; // of calls from the next one on
   };
 
   /// Whether the result of a call was kept and not given up since.
@@ -218,7 +256,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   }
 
  private:
-  /// What an argument is like; which parameter it is, if one.
+  /// What an argument is like; of which parameter it is, or a view, if of one.
   struct Argument {
     TensorMeta meta;
     const void* parameter;
@@ -251,6 +289,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     }
 
     c10::OperatorHandle op;
+    bool has_other_forms = false;
     std::vector<std::optional<Argument>> arguments; // of those that are tensors
     Values results; // none where they are not there
     std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages; // likewise
@@ -307,22 +346,18 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
   DearCall noted(const OperatorHandler::Call& call) const {
     DearCall result(call.op);
+    result.has_other_forms = call.dear.has_other_forms;
     for (const c10::IValue& argument : call.arguments()) {
       auto& noted = result.arguments.emplace_back();
       if (is_defined(argument)) {
         const at::Tensor& tensor = argument.toTensor();
+        const bool is_parameter = parameters_.count(memory_of(tensor)) != 0;
         noted = Argument{
-            TensorMeta(tensor),
-            is_parameter(tensor) ? memory_of(tensor) : nullptr};
+            TensorMeta(tensor), is_parameter ? memory_of(tensor) : nullptr};
+        result.has_other_forms = result.has_other_forms && !is_parameter;
       }
     }
     return result;
-  }
-
-  bool is_parameter(const at::Tensor& tensor) const {
-    return tensor.is_leaf() && tensor.requires_grad() &&
-        std::find(inputs_.begin(), inputs_.end(), memory_of(tensor)) ==
-        inputs_.end();
   }
 
   static bool fits(const DearCall& noted, const OperatorHandler::Call& call) {
@@ -347,46 +382,69 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     return true;
   }
 
-  /// The call of the first run in the place of this one (rule 3).
-  DearCall& expected(size_t number, const OperatorHandler::Call& call) {
+  bool fit_any(const OperatorHandler::Call& call) const {
+    return std::any_of(calls_.begin(), calls_.end(), [&](const auto& noted) {
+      return fits(noted, call);
+    });
+  }
+
+  void check_order(
+      bool is_right,
+      size_t number,
+      const OperatorHandler::Call& call,
+      const torch::nn::Module& branch) const {
     TORCH_CHECK(
-        number < calls_.size() && fits(calls_[number], call),
+        is_right,
         "memcnn: expected '",
-        branch_,
+        branch.name(),
         "' to run in backward the operators that it ran in forward, ",
-        number < calls_.size() ? described(calls_[number])
+        number < calls_.size() ? described(calls_[number], branch)
                                : std::string("none any more"),
         " as number ",
         number,
         " of its convolutions, products and attention, but got ",
-        described(noted(call)),
+        described(noted(call), branch),
         kAdvice);
-    return calls_[number];
   }
 
-  void check_count(size_t count) const {
+  void check_count(size_t count, const torch::nn::Module& branch) const {
     TORCH_CHECK(
         count >= calls_.size(),
         "memcnn: expected '",
-        branch_,
+        branch.name(),
         "' to run in backward the operators that it ran in forward, ",
         calls_.size(),
         " convolutions, products and attentions, but got ",
         count,
         ", without ",
-        described(calls_[std::min(count, calls_.size() - 1)]),
+        described(calls_[std::min(count, calls_.size() - 1)], branch),
         kAdvice);
   }
 
-  /// "aten::mm (sizes [3, 4], Float, cpu; sizes [4, 5], Float, cpu)"
-  static std::string described(const DearCall& call) {
+  /// "aten::mm (sizes [3, 4], Float, cpu; 'weight', sizes [4, 5], Float, cpu)"
+  static std::string described(
+      const DearCall& call,
+      const torch::nn::Module& branch) {
     std::string words;
     for (const auto& argument : call.arguments) {
       if (argument) {
-        words += (words.empty() ? "" : "; ") + describe(argument->meta);
+        words += (words.empty() ? "" : "; ") +
+            name_of_parameter(argument->parameter, branch) +
+            describe(argument->meta);
       }
     }
     return call.op.operator_name().name + " (" + words + ")";
+  }
+
+  static std::string name_of_parameter(
+      const void* memory,
+      const torch::nn::Module& branch) {
+    for (const auto& parameter : branch.named_parameters()) {
+      if (memory != nullptr && memory_of(parameter.value()) == memory) {
+        return "'" + parameter.key() + "', ";
+      }
+    }
+    return "";
   }
 
   static constexpr const char* kAdvice =
@@ -394,8 +452,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       "parameter or buffer, or on whether a graph is recorded: debug(true) "
       "compares its values, memory_budget(0) runs all again.";
 
-  std::string branch_;
-  std::vector<const void*> inputs_;
+  std::unordered_set<const void*> parameters_; // by their memory
   std::vector<DearCall> calls_;
 };
 
