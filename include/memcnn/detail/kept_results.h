@@ -1,30 +1,21 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/dear_operators.h>
-#include <memcnn/detail/describe.h>
+#include <memcnn/detail/dear_call.h>
 #include <memcnn/detail/operator_handler.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
-#include <ATen/ops/_lazy_clone.h>
-#include <ATen/ops/clone.h>
-#include <c10/core/StorageImpl.h>
-#include <c10/core/impl/COW.h>
+#include <ATen/core/stack.h>
 #include <c10/util/Exception.h>
-#include <c10/util/intrusive_ptr.h>
 #include <torch/nn/module.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -75,10 +66,6 @@ class ResultKeeper {
 /// The calls of dear operators in the first run of a branch, and those of their
 /// results that are kept for the second (Note [Kept results]).
 class KeptResults : public std::enable_shared_from_this<KeptResults> {
- private:
-  using Values = std::vector<c10::IValue>;
-  struct DearCall;
-
  public:
   explicit KeptResults(const torch::nn::Module& branch) {
     for_each_parameter(branch, [&](const at::Tensor& parameter) {
@@ -99,22 +86,11 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         return;
       }
       ask_for_all_results(call);
-      DearCall noted = results_.noted(call);
+      DearCall noted(call, results_.parameters_);
       const bool keep = keeper_.keeps_next();
-      const Values arguments = call.arguments().vec();
+      const DearCall::Values arguments = call.arguments().vec();
       run(call);
-      noted.multiply_adds =
-          call.dear.multiply_adds(arguments, call.results()[0].toTensor());
-      Values results = call.results().vec();
-      if (call.dear.first_result != nullptr) {
-        results[0] = c10::IValue();
-      }
-      if (can_be_kept(results)) {
-        noted.bytes = bytes_of(results);
-        if (keep) {
-          noted.keep(results);
-        }
-      }
+      noted.set_results(call, arguments, keep);
       results_.calls_.push_back(std::move(noted));
       keeper_.add(results_.shared_from_this(), results_.calls_.size() - 1);
     }
@@ -123,8 +99,8 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     ResultKeeper& keeper_;
   };
 
-  /// While it lives, a second run; if it releases, results are let go as they
-  /// are taken.
+  /// While it lives, a second run of the branch; if it releases, results are let
+  /// go as they are taken.
   class SecondRun final : public OperatorHandler {
    public:
     SecondRun(
@@ -138,7 +114,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       if (is_other_form_) {
         skip_products();
       }
-      results_.check_count(next_, branch_);
+      check_count();
     }
 
    private:
@@ -149,7 +125,8 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       }
       ask_for_all_results(call);
       DearCall* noted = expected(call);
-      Values results = noted ? taken(*noted, call) : Values();
+      DearCall::Values results =
+          noted ? noted->results_for(call, release_) : DearCall::Values();
       if (results.empty()) {
         run(call);
         return;
@@ -167,13 +144,12 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         skip_products(&call);
       }
       auto& calls = results_.calls_;
-      if (next_ < calls.size() && fits(calls[next_], call)) {
+      if (next_ < calls.size() && calls[next_].fits(call)) {
         is_other_form_ = false;
         return &calls[next_++];
       }
-      is_other_form_ = next_ < calls.size() && calls[next_].has_other_forms &&
-          results_.noted(call).has_other_forms && !results_.fit_any(call);
-      results_.check_order(is_other_form_, next_, call, branch_);
+      check_other_form(DearCall(call, results_.parameters_), call);
+      is_other_form_ = true;
       return nullptr;
     }
 
@@ -183,29 +159,51 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       const auto& calls = results_.calls_;
       do {
         ++next_;
-      } while (next_ < calls.size() && calls[next_].has_other_forms &&
-               !(call != nullptr && fits(calls[next_], *call)));
+      } while (next_ < calls.size() && calls[next_].has_other_forms() &&
+               !(call != nullptr && calls[next_].fits(*call)));
     }
 
-    /// All results of a call; none where it has to run.
-    Values taken(DearCall& noted, const Call& call) const {
-      Values results;
-      for (const c10::IValue& result : noted.results) {
-        results.push_back(release_ ? result : shared(result));
-      }
-      if (release_) {
-        noted.results.clear();
-      }
-      if (!results.empty() && call.dear.first_result != nullptr) {
-        auto first = call.dear.first_result(
-            call.arguments(), results[1].toTensor(), results[2].toTensor());
-        if (!first) {
-          return {};
-        }
-        results[0] = std::move(*first);
-      }
-      return results;
+    void check_other_form(const DearCall& found, const Call& call) const {
+      const auto& calls = results_.calls_;
+      const bool has_next = next_ < calls.size();
+      const auto fits = [&](const DearCall& noted) {
+        return noted.fits(call);
+      };
+      TORCH_CHECK(
+          has_next && calls[next_].has_other_forms() &&
+              found.has_other_forms() &&
+              std::none_of(calls.begin(), calls.end(), fits),
+          "memcnn: expected '",
+          branch_.name(),
+          "' to run in backward the operators that it ran in forward, ",
+          has_next ? calls[next_].described(branch_)
+                   : std::string("none any more"),
+          " as number ",
+          next_,
+          " of its convolutions, products and attention, but got ",
+          found.described(branch_),
+          kAdvice);
     }
+
+    void check_count() const {
+      const auto& calls = results_.calls_;
+      TORCH_CHECK(
+          next_ >= calls.size(),
+          "memcnn: expected '",
+          branch_.name(),
+          "' to run in backward the operators that it ran in forward, ",
+          calls.size(),
+          " convolutions, products and attentions, but got ",
+          next_,
+          ", without ",
+          calls[std::min(next_, calls.size() - 1)].described(branch_),
+          kAdvice);
+    }
+
+    static constexpr const char* kAdvice =
+        ". It depends on something that is neither its argument nor a "
+        "registered parameter or buffer, or on whether a graph is recorded: "
+        "debug(true) compares its values, memory_budget(0) runs all again.";
 
     KeptResults& results_;
     const torch::nn::Module& branch_;
@@ -216,243 +214,56 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
   /// Whether the result of a call was kept and not given up since.
   bool keeps(size_t call) const {
-    return calls_[call].is_kept;
+    return calls_[call].is_kept();
   }
 
   /// The multiply-adds of a call.
   double multiply_adds_of(size_t call) const {
-    return calls_[call].multiply_adds;
+    return calls_[call].multiply_adds();
   }
 
   /// The bytes of the result of a call.
   int64_t bytes_of(size_t call) const {
-    return calls_[call].bytes;
+    return calls_[call].bytes();
+  }
+
+  /// The kept result of a call: several tensors, where it returns several.
+  Tensors results_of(size_t call) const {
+    return calls_[call].tensors();
   }
 
   /// The result of a call is not to be kept, in other runs neither. Returns its
   /// bytes.
   int64_t give_up(size_t call) {
-    calls_[call].is_kept = false;
-    calls_[call].results.clear();
-    return calls_[call].bytes;
+    calls_[call].give_up();
+    return calls_[call].bytes();
   }
 
   /// Lets the kept result of a call go where nobody else holds its memory;
   /// returns its bytes if so.
   int64_t let_go_unshared(size_t call) {
-    DearCall& noted = calls_[call];
-    if (noted.results.empty() || noted.is_shared()) {
+    if (!calls_[call].is_alone()) {
       return 0;
     }
-    noted.results.clear();
-    return noted.bytes;
+    calls_[call].let_go();
+    return calls_[call].bytes();
   }
 
   /// Lets all results go.
   void let_go() {
     for (DearCall& call : calls_) {
-      call.results.clear();
+      call.let_go();
     }
   }
 
  private:
-  /// What an argument is like; of which parameter it is, or a view, if of one.
-  struct Argument {
-    TensorMeta meta;
-    const void* parameter;
-  };
-
-  struct DearCall {
-    explicit DearCall(c10::OperatorHandle op_) : op(std::move(op_)) {}
-
-    void keep(const Values& results_) {
-      for (const c10::IValue& result : results_) {
-        results.push_back(shared(result));
-        if (is_defined(result)) {
-          storages.push_back(result.toTensor().storage().getWeakStorageImpl());
-        }
-      }
-      is_kept = true;
-    }
-
-    /// Whether what the branch got still holds the memory of all results.
-    bool is_shared() const {
-      size_t i = 0;
-      return std::all_of(
-          results.begin(), results.end(), [&](const c10::IValue& result) {
-            if (!is_defined(result)) {
-              return true;
-            }
-            const auto storage = storages[i++].lock();
-            return storage && storage->data() == data_of(result);
-          });
-    }
-
-    c10::OperatorHandle op;
-    bool has_other_forms = false;
-    std::vector<std::optional<Argument>> arguments; // of those that are tensors
-    Values results; // none where they are not there
-    std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages; // likewise
-    double multiply_adds = 0;
-    int64_t bytes = 0;
-    bool is_kept = false;
-  };
-
-  static bool is_defined(const c10::IValue& value) {
-    return value.isTensor() && value.toTensor().defined();
-  }
-
-  static const void* data_of(const c10::IValue& value) {
-    return value.toTensor().storage().data();
-  }
-
-  /// A value whose memory is shared until somebody writes it (rule 2).
-  static c10::IValue shared(const c10::IValue& value) {
-    if (!is_defined(value)) {
-      return value;
-    }
-    const at::Tensor& tensor = value.toTensor();
-    const c10::Storage& storage = tensor.storage();
-    const bool can_be_shared =
-        c10::impl::cow::is_cow_data_ptr(storage.data_ptr()) ||
-        c10::impl::cow::has_simple_data_ptr(*storage.unsafeGetStorageImpl());
-    return can_be_shared ? at::_lazy_clone(tensor) : at::clone(tensor);
-  }
-
-  static bool can_be_kept(const Values& results) {
-    return std::all_of(
-        results.begin(), results.end(), [](const c10::IValue& result) {
-          return !is_defined(result) ||
-              (result.toTensor().layout() == at::kStrided &&
-               result.toTensor().has_storage() && data_of(result) != nullptr);
-        });
-  }
-
-  static int64_t bytes_of(const Values& results) {
-    int64_t bytes = 0;
-    for (const c10::IValue& result : results) {
-      if (is_defined(result)) {
-        bytes += static_cast<int64_t>(result.toTensor().storage().nbytes());
-      }
-    }
-    return bytes;
-  }
-
   static void ask_for_all_results(const OperatorHandler::Call& call) {
     if (const auto position = call.dear.asks_for_backward) {
       torch::jit::peek(call.stack, *position, call.arguments().size()) = true;
     }
   }
 
-  DearCall noted(const OperatorHandler::Call& call) const {
-    DearCall result(call.op);
-    result.has_other_forms = call.dear.has_other_forms;
-    for (const c10::IValue& argument : call.arguments()) {
-      auto& noted = result.arguments.emplace_back();
-      if (is_defined(argument)) {
-        const at::Tensor& tensor = argument.toTensor();
-        const bool is_parameter = parameters_.count(memory_of(tensor)) != 0;
-        noted = Argument{
-            TensorMeta(tensor), is_parameter ? memory_of(tensor) : nullptr};
-        result.has_other_forms = result.has_other_forms && !is_parameter;
-      }
-    }
-    return result;
-  }
-
-  static bool fits(const DearCall& noted, const OperatorHandler::Call& call) {
-    const Arguments arguments = call.arguments();
-    if (!(noted.op == call.op) || noted.arguments.size() != arguments.size()) {
-      return false;
-    }
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      const auto& expected = noted.arguments[i];
-      if (expected.has_value() != is_defined(arguments[i])) {
-        return false;
-      }
-      if (expected) {
-        const at::Tensor& tensor = arguments[i].toTensor();
-        if (!expected->meta.fits(tensor) ||
-            (expected->parameter != nullptr &&
-             expected->parameter != memory_of(tensor))) {
-          return false;
-        }
-      }
-    }
-    return true;
-  }
-
-  bool fit_any(const OperatorHandler::Call& call) const {
-    return std::any_of(calls_.begin(), calls_.end(), [&](const auto& noted) {
-      return fits(noted, call);
-    });
-  }
-
-  void check_order(
-      bool is_right,
-      size_t number,
-      const OperatorHandler::Call& call,
-      const torch::nn::Module& branch) const {
-    TORCH_CHECK(
-        is_right,
-        "memcnn: expected '",
-        branch.name(),
-        "' to run in backward the operators that it ran in forward, ",
-        number < calls_.size() ? described(calls_[number], branch)
-                               : std::string("none any more"),
-        " as number ",
-        number,
-        " of its convolutions, products and attention, but got ",
-        described(noted(call), branch),
-        kAdvice);
-  }
-
-  void check_count(size_t count, const torch::nn::Module& branch) const {
-    TORCH_CHECK(
-        count >= calls_.size(),
-        "memcnn: expected '",
-        branch.name(),
-        "' to run in backward the operators that it ran in forward, ",
-        calls_.size(),
-        " convolutions, products and attentions, but got ",
-        count,
-        ", without ",
-        described(calls_[std::min(count, calls_.size() - 1)], branch),
-        kAdvice);
-  }
-
-  /// "aten::mm (sizes [3, 4], Float, cpu; 'weight', sizes [4, 5], Float, cpu)"
-  static std::string described(
-      const DearCall& call,
-      const torch::nn::Module& branch) {
-    std::string words;
-    for (const auto& argument : call.arguments) {
-      if (argument) {
-        words += (words.empty() ? "" : "; ") +
-            name_of_parameter(argument->parameter, branch) +
-            describe(argument->meta);
-      }
-    }
-    return call.op.operator_name().name + " (" + words + ")";
-  }
-
-  static std::string name_of_parameter(
-      const void* memory,
-      const torch::nn::Module& branch) {
-    for (const auto& parameter : branch.named_parameters()) {
-      if (memory != nullptr && memory_of(parameter.value()) == memory) {
-        return "'" + parameter.key() + "', ";
-      }
-    }
-    return "";
-  }
-
-  static constexpr const char* kAdvice =
-      ". It depends on something that is neither its argument nor a registered "
-      "parameter or buffer, or on whether a graph is recorded: debug(true) "
-      "compares its values, memory_budget(0) runs all again.";
-
-  std::unordered_set<const void*> parameters_; // by their memory
+  ParameterMemories parameters_;
   std::vector<DearCall> calls_;
 };
 
