@@ -315,8 +315,6 @@ TEST_F(CheckpointSequential, RejectsOptionsOutOfRange) {
   expect_error(Options().segments(0), "from 1 to 5 segments");
   expect_error(Options().segments(6), "but got 6");
   expect_error(Options().memory_budget(-1), "0 or more bytes, but got -1");
-  expect_error(
-      Options().memory_budget(1).early_stop(false), "early_stop with a");
   EXPECT_THAT(
       [&] { memcnn::checkpoint_sequential(nn::Sequential(), 1, x_); },
       ThrowsError<c10::ValueError>(HasSubstr("at least one module")));

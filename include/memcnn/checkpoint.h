@@ -3,16 +3,20 @@
 
 #include <memcnn/detail/forward_only.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/kept_choice.h>
+#include <memcnn/detail/kept_segments.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/signature.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/kept_activations.h>
 #include <memcnn/recording.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/arg.h>
 #include <torch/nn/module.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -34,6 +38,12 @@ struct CheckpointOptions {
   /// what comes after it, and the operator that only needs it as its argument,
   /// does not run again. Default: true.
   TORCH_ARG(bool, early_stop) = true;
+  /// Bytes of results that may be kept from forward to backward, beside the
+  /// inputs: of convolutions, products of matrices and attention those that save
+  /// the most work for each byte, which then do not run again. Default: 0.
+  TORCH_ARG(int64_t, memory_budget) = 0;
+  /// Where each call says what the budget kept of it. Default: nowhere.
+  TORCH_ARG(std::shared_ptr<KeptActivations>, kept) = nullptr;
 };
 
 namespace detail {
@@ -159,13 +169,21 @@ auto checkpoint(
       "memcnn: forward of a module in checkpoint() returns a Tensor, a "
       "std::tuple of Tensors or a std::vector<Tensor>.");
 
-  return detail::run_checkpointed<Result>(
+  detail::check_budget(options.memory_budget(), "checkpoint()");
+  const auto kept = options.memory_budget() > 0
+      ? std::make_shared<detail::KeptSegments>(
+            options.memory_budget(), /*keeps_graphs=*/false)
+      : nullptr;
+  auto result = detail::run_checkpointed<Result>(
       "checkpoint()",
-      {options.early_stop() && detail::may_throw<Holder, Inputs...>(),
-       /*kept_segments=*/nullptr},
+      {options.early_stop() && detail::may_throw<Holder, Inputs...>(), kept},
       {options.preserve_rng_state(), options.debug()},
       module,
       inputs...);
+  if (kept) {
+    kept->end_all(options.kept().get());
+  }
+  return result;
 }
 
 template <

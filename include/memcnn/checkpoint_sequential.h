@@ -3,6 +3,7 @@
 
 #include <memcnn/checkpoint.h>
 #include <memcnn/detail/at_place.h>
+#include <memcnn/detail/kept_choice.h>
 #include <memcnn/detail/kept_segments.h>
 #include <memcnn/detail/signature.h>
 
@@ -28,10 +29,13 @@ struct CheckpointSequentialOptions {
   /// from 1 to the number of modules. Default: about the square root of it.
   TORCH_ARG(std::optional<int64_t>, segments) = std::nullopt;
   /// Bytes of activations that may be kept from forward to backward, beside the
-  /// inputs of segments: the last segments that fit keep theirs, and need not
-  /// run again. Needs early_stop. Default: the last segment alone, whatever it
-  /// takes.
+  /// inputs of segments: what saves the most work for each byte, be it results
+  /// as in CheckpointOptions or, with early_stop, all that a segment saves, which
+  /// then need not run again. Default: the last segment alone keeps all that it
+  /// saves, whatever it takes.
   TORCH_ARG(std::optional<int64_t>, memory_budget) = std::nullopt;
+  /// As in CheckpointOptions. Default: nowhere.
+  TORCH_ARG(std::shared_ptr<KeptActivations>, kept) = nullptr;
   /// As in CheckpointOptions. Default: true.
   TORCH_ARG(bool, preserve_rng_state) = true;
   /// As in CheckpointOptions. Default: false.
@@ -61,7 +65,8 @@ class Segments {
       : modules_(modules->begin(), modules->end()), options_(options) {
     check();
     if (options.memory_budget()) {
-      kept_ = std::make_shared<KeptSegments>(*options.memory_budget());
+      kept_ = std::make_shared<KeptSegments>(
+          *options.memory_budget(), /*keeps_graphs=*/true);
     }
   }
 
@@ -94,6 +99,13 @@ class Segments {
     });
   }
 
+  /// All of them ran.
+  void end() const {
+    if (kept_) {
+      kept_->end_all(options_.kept().get());
+    }
+  }
+
  private:
   /// The first module of segment k.
   int64_t first(int64_t k) const {
@@ -124,16 +136,8 @@ class Segments {
         " segments, which is the number of modules, but got ",
         count(),
         ". Set segments to a number of these.");
-    TORCH_CHECK_VALUE(
-        options_.memory_budget().value_or(0) >= 0,
-        "checkpoint_sequential(): expected a memory_budget of 0 or more bytes, "
-        "but got ",
-        *options_.memory_budget(),
-        ". 0 keeps no activations.");
-    TORCH_CHECK_VALUE(
-        !options_.memory_budget() || options_.early_stop(),
-        "checkpoint_sequential(): expected early_stop with a memory_budget, but "
-        "got early_stop(false). Set one of the two.");
+    check_budget(
+        options_.memory_budget().value_or(0), "checkpoint_sequential()");
   }
 
   std::vector<torch::nn::AnyModule> modules_;
@@ -180,6 +184,7 @@ at::Tensor checkpoint_sequential(
   for (int64_t k = 1; k < segments.count(); ++k) {
     x = segments.run(k, x);
   }
+  segments.end();
   return x;
 }
 

@@ -294,6 +294,26 @@ TEST_F(EarlyStop, Rule6ParametersFrozenInBetween) {
   EXPECT_TRUE(all_equal(torch::autograd::grad({y}, sources), expected));
 }
 
+TEST_F(EarlyStop, Rule7ResultsAfterTheLastTensorTakeNoBudget) {
+  const int64_t result = x_.nbytes();
+  const auto kept_of = [&](nn::Sequential module, int64_t budget) {
+    const auto kept = std::make_shared<memcnn::KeptActivations>();
+    memcnn::checkpoint(
+        memcnn::CheckpointOptions().memory_budget(budget).kept(kept),
+        module,
+        x_);
+    EXPECT_EQ(kept->bytes, kept->results * result);
+    return *kept;
+  };
+  nn::Sequential module(nn::Linear(4, 4), nn::Tanh(), nn::Linear(4, 4));
+  const memcnn::KeptActivations kept = kept_of(module, result);
+  EXPECT_EQ(kept.results, 1u);
+  EXPECT_EQ(kept.spared, kept.multiply_adds) << "of what would run again";
+  EXPECT_EQ(kept_of(module, 2 * result).results, 1u);
+  module->push_back(nn::RReLU()); // runs again as a whole
+  EXPECT_EQ(kept_of(module, 2 * result).results, 2u);
+}
+
 TEST_F(EarlyStop, ABackwardPassInsideOfForwardIsAnError) {
   nn::Functional module([](const torch::Tensor& x) {
     torch::AutoGradMode with_graph(true);

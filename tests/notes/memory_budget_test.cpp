@@ -13,7 +13,9 @@
 
 #include <torch/csrc/autograd/profiler_legacy.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <sstream>
 #include <vector>
 
@@ -172,6 +174,71 @@ TEST_F(MemoryBudget, Rule4InsideAProfilerAnEarlierChoiceHolds) {
   const size_t kept = sequence_->kept_blocks();
   ASSERT_GT(kept, 0u);
   EXPECT_EQ(in_profiler(), kept);
+}
+
+// Rule 5: segments choose while they run.
+
+/// What four segments keep.
+memcnn::KeptActivations kept_of_segments(
+    const std::vector<torch::nn::AnyModule>& modules,
+    int64_t budget) {
+  torch::nn::Sequential layers;
+  for (int i = 0; i < 4; ++i) {
+    layers->push_back(torch::nn::Linear(256, 256));
+    for (const torch::nn::AnyModule& module : modules) {
+      layers->push_back(module);
+    }
+  }
+  const auto kept = std::make_shared<memcnn::KeptActivations>();
+  memcnn::checkpoint_sequential(
+      memcnn::CheckpointSequentialOptions()
+          .segments(4)
+          .memory_budget(budget)
+          .kept(kept),
+      layers,
+      leaf({8, 256}, torch::kFloat));
+  EXPECT_LE(kept->bytes, budget);
+  return *kept;
+}
+constexpr int64_t kResult = 8 * 256 * 4; // bytes
+
+TEST(MemoryBudgetOfSegments, Rule5ARunningSegmentPushesNoResultsOut) {
+  const std::vector<torch::nn::AnyModule> modules = {
+      torch::nn::AnyModule(torch::nn::Sigmoid()),
+      torch::nn::AnyModule(torch::nn::Sigmoid())};
+  // Results, of which the graphs have none, are worth four times as much.
+  for (const int64_t budget : {1, 2, 3, 4, 5}) {
+    const auto kept = kept_of_segments(modules, budget * kResult);
+    EXPECT_EQ(kept.results, std::min(budget, int64_t{4})) << budget;
+    EXPECT_EQ(kept.blocks, 0u) << budget;
+  }
+  const auto kept = kept_of_segments(modules, 6 * kResult);
+  EXPECT_EQ(kept.results, 3u);
+  EXPECT_EQ(kept.blocks, 1u);
+  EXPECT_EQ(kept_of_segments(modules, kMuch).bytes, 8 * kResult);
+}
+
+TEST(
+    MemoryBudgetOfSegments,
+    Rule5AResultThatItsGraphOutlastsIsNotKeptBesideIt) {
+  // Graphs take no more than results, and spare the ReLUs as well.
+  const std::vector<torch::nn::AnyModule> modules = {
+      torch::nn::AnyModule(torch::nn::ReLU())};
+  for (const int64_t budget : {2, 3, 4}) {
+    const auto kept = kept_of_segments(modules, budget * kResult);
+    EXPECT_EQ(kept.blocks, budget) << budget;
+    EXPECT_EQ(kept.bytes, budget * kResult) << budget;
+  }
+}
+
+TEST(MemoryBudgetOfSegments, Rule5WhatAResultAndAGraphShareCountsOnce) {
+  // GELU saves the result of the linear layer, and the next one its own.
+  const std::vector<torch::nn::AnyModule> modules = {
+      torch::nn::AnyModule(torch::nn::GELU()),
+      torch::nn::AnyModule(torch::nn::Sigmoid())};
+  const auto kept = kept_of_segments(modules, 8 * kResult);
+  EXPECT_EQ(kept.blocks, 4u);
+  EXPECT_EQ(kept.bytes, 8 * kResult);
 }
 
 } // namespace

@@ -64,9 +64,8 @@ inline at::Tensor place_of(const at::Tensor& tensor) {
 /// How a ForwardOnly runs.
 struct ForwardOnlySettings {
   bool early_stop = true;
-  /// What keeps activations within a budget; null without one. Needs
-  /// early_stop.
-  std::shared_ptr<KeptSegments> kept_segments;
+  /// What keeps activations within a budget; null without one.
+  std::shared_ptr<KeptSegments> kept;
 };
 
 /// A module that runs one way only: its inputs are kept, so that no backward
@@ -95,8 +94,8 @@ class ForwardOnly final : public Invertible {
       return place_;
     };
     return at_place(here, [&] {
-      return recording.is_recording() && settings_.early_stop
-          ? first_run(inputs, recording)
+      return recording.is_recording()
+          ? first_run(std::move(inputs), recording)
           : recording.run(/*index=*/0, *module_, std::move(inputs), call_);
     });
   }
@@ -149,18 +148,42 @@ class ForwardOnly final : public Invertible {
     return before;
   }
 
-  Tensors first_run(const Tensors& inputs, Recording& recording) {
+  Tensors first_run(Tensors inputs, Recording& recording) {
+    const auto saved =
+        settings_.early_stop ? std::make_shared<SavedTensors>() : nullptr;
+    // What is kept is decided in this run.
+    const std::shared_ptr<KeptSegments> kept = std::move(settings_.kept);
+    if (kept != nullptr) {
+      kept->begin(saved, held_anyway(inputs));
+      if (kept->keeps_results()) {
+        recording.keep_results(kept.get());
+      }
+    }
+    Tensors outputs = saved != nullptr
+        ? run_with_graph(inputs, saved, kept.get(), recording)
+        : recording.run(/*index=*/0, *module_, std::move(inputs), call_);
+    if (kept != nullptr) {
+      kept->end();
+    }
+    return outputs;
+  }
+
+  Tensors run_with_graph(
+      const Tensors& inputs,
+      std::shared_ptr<SavedTensors> saved,
+      KeptSegments* budget,
+      Recording& recording) {
     trains_ = trains();
     KeptRun kept;
     kept.arguments = ends_at(inputs, inputs);
-    kept.saved = saved_within_budget(inputs);
+    kept.saved = std::move(saved);
     const auto call = [&](const Tensors& arguments) {
       return kept.saved->note(
           [&] { return call_(arguments); },
           [&] {
             recording.note_stop();
-            if (settings_.kept_segments) {
-              settings_.kept_segments->make_room();
+            if (budget != nullptr) {
+              budget->make_room();
             }
           });
     };
@@ -183,20 +206,14 @@ class ForwardOnly final : public Invertible {
     return outputs;
   }
 
-  std::shared_ptr<SavedTensors> saved_within_budget(
-      const Tensors& inputs) const {
-    auto saved = std::make_shared<SavedTensors>();
-    if (settings_.kept_segments) {
-      Tensors held_anyway = inputs;
-      const auto add = [&](const at::Tensor& tensor) {
-        held_anyway.push_back(tensor);
-      };
-      for_each_parameter(*module_, add);
-      for_each_buffer(*module_, add);
-      saved->keep(held_anyway);
-      settings_.kept_segments->add(saved);
-    }
-    return saved;
+  /// What is there until backward whatever is kept.
+  Tensors held_anyway(Tensors inputs) const {
+    const auto add = [&](const at::Tensor& tensor) {
+      inputs.push_back(tensor);
+    };
+    for_each_parameter(*module_, add);
+    for_each_buffer(*module_, add);
+    return inputs;
   }
 
   void second_run(const Tensors& inputs, Recording& recording) const {

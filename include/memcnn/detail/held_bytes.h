@@ -13,8 +13,9 @@
 
 namespace memcnn::detail {
 
-/// The bytes that some tensors hold together: memory that several of them share
-/// counts once, and no longer than the last of them is counted.
+/// The bytes that some tensors hold together: memory that several of them share,
+/// if only until one of them is written, counts once, and no longer than the
+/// last of them is counted.
 class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
  public:
   /// Counts a tensor while it lives, and has to go before the tensor does:
@@ -36,6 +37,11 @@ class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
       }
     }
 
+    /// What its memory takes, if no other tensor that is counted has it.
+    int64_t bytes_alone() const {
+      return held_ != nullptr ? held_->bytes_alone(memory_) : 0;
+    }
+
    private:
     std::shared_ptr<HeldBytes> held_;
     const void* memory_ = nullptr;
@@ -44,17 +50,17 @@ class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
   /// What this tensor holds is there anyway, and costs nothing.
   void pass_over(const at::Tensor& tensor) {
     const std::lock_guard lock(mutex_);
-    memories_.emplace(memory_of(tensor), Memory{/*bytes=*/0, /*shares=*/1});
+    memories_.emplace(address_of(tensor), Memory{/*bytes=*/0, /*shares=*/1});
   }
 
   Share count(const at::Tensor& tensor) {
     const std::lock_guard lock(mutex_);
-    Memory& memory = memories_[memory_of(tensor)];
+    Memory& memory = memories_[address_of(tensor)];
     if (memory.shares++ == 0) {
       memory.bytes = bytes_of(tensor);
       total_ += memory.bytes;
     }
-    return {shared_from_this(), memory_of(tensor)};
+    return {shared_from_this(), address_of(tensor)};
   }
 
   int64_t total() const {
@@ -68,6 +74,12 @@ class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
     int64_t shares = 0;
   };
 
+  int64_t bytes_alone(const void* address) const {
+    const std::lock_guard lock(mutex_);
+    const Memory& memory = memories_.at(address);
+    return memory.shares == 1 ? memory.bytes : 0;
+  }
+
   void release(const void* address) {
     const std::lock_guard lock(mutex_);
     const auto found = memories_.find(address);
@@ -75,6 +87,12 @@ class HeldBytes : public std::enable_shared_from_this<HeldBytes> {
       total_ -= found->second.bytes;
       memories_.erase(found);
     }
+  }
+
+  /// Of its numbers: copy-on-write aliases have storages of their own.
+  static const void* address_of(const at::Tensor& tensor) {
+    const void* data = tensor.has_storage() ? tensor.storage().data() : nullptr;
+    return data != nullptr ? data : memory_of(tensor);
   }
 
   /// Of all its memory, where it is a part of that.

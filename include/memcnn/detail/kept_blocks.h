@@ -47,6 +47,12 @@ namespace memcnn::detail {
 // 4. Inside a torch profiler nothing can be measured, since it is asked for by
 //    the same means: the choice of an earlier step holds, and without one results
 //    alone are kept, whose bytes are known.
+// 5. The segments of checkpoint_sequential(), and the module of checkpoint() with
+//    its results alone, know of no earlier step. They choose while they run, by
+//    the bytes that were saved until then, of which a result and a graph may
+//    share some: never more are kept. A segment that still runs pushes out whole
+//    ones, but no results. A result that the graph does not have itself is kept
+//    beside it if it would outlast it.
 
 /// What each block of a chain keeps, as an earlier run of its kind found.
 class BudgetPlan {
@@ -141,8 +147,8 @@ class KeptBlocks {
   }
 
   /// All blocks have run. What a graph has needs not be kept beside it.
-  void end() const {
-    for (const Block& block : blocks_) {
+  void end() {
+    for (Block& block : blocks_) {
       if (block.is_whole) {
         block.results.let_go();
       }
@@ -234,9 +240,11 @@ class KeptBlocks {
     KeptRun::of(kept.recording) = std::move(run);
     kept.is_whole = true;
     kept.bytes = added - kept.results.let_go_unshared();
-    choice_.add(worth_of_graph(kept), bytes_of_whole(k), k, [this, k] {
-      return give_up_graph(k);
-    });
+    choice_.add(
+        worth_of_graph(kept.bytes, kept.results),
+        bytes_of_whole(k),
+        k,
+        [this, k] { return give_up_graph(k); });
     return outputs;
   }
 
@@ -253,17 +261,6 @@ class KeptBlocks {
     const at::AutoGradMode with_graph(true);
     run.outputs = block.run(direction, run.arguments, recording);
     return added ? added->held_bytes() : 0;
-  }
-
-  /// Of what the graph spares and takes beyond those results that are worth more
-  /// than it (rule 2).
-  static double worth_of_graph(const Block& block) {
-    const RunResults::Sums better = block.results.kept(kMultiplyAddsPerByte);
-    const double spared =
-        kMultiplyAddsPerByte * static_cast<double>(block.bytes) +
-        block.results.multiply_adds() - better.multiply_adds;
-    return spared /
-        static_cast<double>((std::max)(block.bytes - better.bytes, int64_t{1}));
   }
 
   /// Arguments are results of the block before, where that one is whole.

@@ -35,7 +35,12 @@ class KeptChoice {
   /// Gives a thing up, and returns the bytes that are free by that.
   using GiveUp = std::function<int64_t()>;
 
-  explicit KeptChoice(int64_t budget) : budget_(budget) {}
+  /// What is kept takes as much as its parts; or as `counted` says, where they
+  /// share memory.
+  explicit KeptChoice(
+      int64_t budget,
+      std::function<int64_t()> counted = nullptr)
+      : budget_(budget), counted_(std::move(counted)) {}
 
   /// Something that is worth so many multiply-adds a byte. Of things that are
   /// worth about the same those of higher positions are kept.
@@ -48,9 +53,13 @@ class KeptChoice {
 
   /// The least worth is given up, until the rest fits.
   void make_room() {
-    while (bytes_ > budget_ && !candidates_.empty()) {
+    while (is_exceeded() && !candidates_.empty()) {
       give_up(candidates_.begin()->first);
     }
+  }
+
+  bool is_exceeded() const {
+    return bytes() > budget_;
   }
 
   /// Unless it was given up already.
@@ -63,7 +72,7 @@ class KeptChoice {
 
   /// What is kept takes these bytes.
   int64_t bytes() const {
-    return bytes_;
+    return counted_ ? counted_() : bytes_;
   }
 
  private:
@@ -72,6 +81,7 @@ class KeptChoice {
   }
 
   int64_t budget_;
+  std::function<int64_t()> counted_;
   int64_t bytes_ = 0;
   size_t count_ = 0;
   std::map<Rank, GiveUp> candidates_;

@@ -43,6 +43,8 @@ namespace memcnn::detail {
 //    compared.
 // 6. Where forward was differentiated with create_graph, parts of it save memory
 //    themselves, or it has other trained parameters by now, all runs again.
+// 7. Of dear operators (Note [Kept results]) the second run calls those after
+//    which forward saved a tensor: results of others are not kept.
 
 /// Said where another backward pass than the module's own meets its graph.
 inline constexpr const char* kForeignBackward =
@@ -55,18 +57,9 @@ inline constexpr const char* kForeignBackward =
 /// order, and the tensors themselves where they are not let go.
 class SavedTensors final : public TensorSaver {
  public:
-  /// Keeps what the first run saves, until it is dropped. What these tensors
-  /// hold is not counted: it is there anyway.
-  void keep(const Tensors& held_anyway) {
-    kept_ = std::make_shared<HeldBytes>();
-    for (const at::Tensor& tensor : held_anyway) {
-      kept_->pass_over(tensor);
-    }
-  }
-
-  /// Bytes that are kept.
-  int64_t kept_bytes() const {
-    return kept_ ? kept_->total() : 0;
+  /// Keeps what the first run saves, until it is dropped, and counts it here.
+  void keep(std::shared_ptr<HeldBytes> held) {
+    kept_ = std::move(held);
   }
 
   /// The first run. Tensors are let go, or kept; `on_save` is told after each.
@@ -122,6 +115,11 @@ class SavedTensors final : public TensorSaver {
   /// Whether a module in the first run would have saved memory itself.
   bool is_around_another() const {
     return is_around_another_;
+  }
+
+  /// Whether a second run ends before the first one did.
+  bool may_stop() const {
+    return may_stop_ && !is_around_another_;
   }
 
   /// Whether this thread is in a run whose tensors are provided twice: what
