@@ -62,10 +62,9 @@ struct RevNetOptions {
   /// (12 to 16 suit float32), so that every engine computes the same gradients
   /// bit for bit; an error where values are too large for that. Default: none.
   TORCH_ARG(std::optional<int64_t>, fractional_bits) = std::nullopt;
-  /// Bytes of activations that each group may keep under kSequence, so that its
-  /// last blocks need not run again, default 0. The same for all: later groups,
-  /// whose blocks keep less and compute more per byte, are kept whole first.
-  TORCH_ARG(int64_t, memory_budget) = 0;
+  /// Bytes that each group may keep under kSequence of what it would compute
+  /// again in backward, default none. Later groups spare more for each byte.
+  TORCH_ARG(std::vector<int64_t>, memory_budgets) = {};
   /// Whether blocks that change the shape recompute their activations, too, and
   /// keep their input only, under any engine. Default: false.
   TORCH_ARG(bool, checkpoint_transitions) = false;
@@ -83,7 +82,7 @@ inline std::ostream& operator<<(
          << ", reversible=" << options.reversible();
   if (options.reversible()) {
     stream << ", engine=" << options.engine()
-           << ", memory_budget=" << options.memory_budget();
+           << ", memory_budgets=" << c10::IntArrayRef(options.memory_budgets());
   }
   if (options.fractional_bits()) {
     stream << ", fractional_bits=" << *options.fractional_bits();
@@ -242,15 +241,15 @@ class ReversibleBlocksImpl final
   /// `branches_` are those of residual blocks, on all channels.
   ReversibleBlocksImpl(
       const std::vector<BranchOptions>& branches_,
-      const RevNetOptions& options_)
-      : branches(branches_), options(options_) {
+      const RevNetOptions& options_,
+      int64_t memory_budget_)
+      : branches(branches_), options(options_), memory_budget(memory_budget_) {
     reset();
   }
 
   void reset() override {
     memcnn::ReversibleSequence chain(
-        memcnn::ReversibleSequenceOptions().memory_budget(
-            options.memory_budget()));
+        memcnn::ReversibleSequenceOptions().memory_budget(memory_budget));
     const auto coupling =
         memcnn::CouplingOptions().fractional_bits(options.fractional_bits());
     for (const BranchOptions& branch : branches) {
@@ -266,8 +265,7 @@ class ReversibleBlocksImpl final
     if (options.engine() != Engine::kWrapper) {
       return blocks->forward(x);
     }
-    // Wrappers hold nothing of their own: made here, not as children, they leave
-    // the weights the names that these have under every engine.
+    // Made here, not as children, wrappers leave the names of weights alone.
     for (const memcnn::AnyInvertible& block : *blocks) {
       x = memcnn::InvertibleModuleWrapper(block.get<Coupling>())->forward(x);
     }
@@ -276,6 +274,7 @@ class ReversibleBlocksImpl final
 
   std::vector<BranchOptions> branches;
   RevNetOptions options;
+  int64_t memory_budget;
   memcnn::ReversibleSequence blocks{nullptr};
 };
 
@@ -348,21 +347,24 @@ class RevNetImpl final : public torch::nn::Cloneable<RevNetImpl> {
     expect(
         options.widths().size() == options.blocks().size(),
         "as many entries in blocks as in widths");
+    const std::vector<int64_t>& budgets = options.memory_budgets();
+    expect(
+        budgets.empty() || budgets.size() == options.widths().size(),
+        "as many entries in memory_budgets as in widths, or none");
     bool even = options.stem() % 2 == 0;
     for (size_t group = 0; group < options.widths().size(); ++group) {
       expect(options.blocks()[group] >= 1, "1 or more blocks in each group");
+      expect(budgets.empty() || budgets[group] >= 0, "no negative budget");
       even = even && options.widths()[group] % 2 == 0;
     }
-    expect(options.memory_budget() >= 0, "memory_budget to be 0 or more bytes");
     expect(
         even || !options.reversible(),
         "an even stem and even widths, which couplings halve");
     expect(
         options.reversible() ||
             (options.engine() != Engine::kWrapper &&
-             !options.fractional_bits() && options.memory_budget() == 0),
-        "a reversible network with the wrapper engine, fractional_bits or "
-        "memory_budget");
+             !options.fractional_bits() && budgets.empty()),
+        "reversible(true) with kWrapper, fractional_bits or memory_budgets");
   }
 
   /// Appends the blocks of a group and returns the channels of its output.
@@ -385,7 +387,9 @@ class RevNetImpl final : public torch::nn::Cloneable<RevNetImpl> {
       }
     }
     if (!reversible.empty()) {
-      chain->push_back(ReversibleBlocks(reversible, options));
+      const std::vector<int64_t>& budgets = options.memory_budgets();
+      chain->push_back(ReversibleBlocks(
+          reversible, options, budgets.empty() ? 0 : budgets[group]));
     }
     return channels;
   }

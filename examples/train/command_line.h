@@ -89,8 +89,9 @@ inline void add_computation(CLI::App& app, Config& config) {
   app.add_option(
          "--memory-budget",
          config.memory_budget,
-         "MiB of activations that the sequence engine may keep in each of the "
-         "three groups of blocks, to save their recomputation")
+         "MiB that the sequence engine may keep of what it would compute again: "
+         "results of convolutions first, then whole blocks. The run says what "
+         "is kept")
       ->transform(count_from(0));
   app.add_flag_callback(
       "--keep-transitions",

@@ -25,7 +25,7 @@ struct Config {
   uint64_t seed = 42; // of weights, order of the images, and augmentation
   std::string engine = "sequence"; // the fastest that saves memory
   std::optional<int64_t> fractional_bits; // none: rounding takes some time
-  int64_t memory_budget = 0; // MiB per group; 0: the least memory
+  int64_t memory_budget = 0; // MiB; 0: the least memory
   bool checkpoint_transitions = true; // 6 % of time for half of what is held
   bool amp = false; // in bfloat16, which has float32's range: no loss scaling
   std::string memory_format = "channels-last"; // a quarter faster, on a CPU

@@ -9,6 +9,7 @@
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
 
+#include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -49,6 +50,13 @@ inline void print_row(const nlohmann::ordered_json& row) {
       number("top5"),
       number("lr"),
       number("ms_per_step"));
+}
+
+/// Prints what the budget of a network keeps, if it has one.
+inline void print_kept(const Config& config, const Trainer& trainer) {
+  if (config.memory_budget > 0) {
+    say("kept for backward: {}", c10::str(kept_by(trainer.network())));
+  }
 }
 
 inline void print_evaluation(int64_t iteration, const Evaluation& evaluation) {

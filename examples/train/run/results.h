@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/kept_activations.h>
+
 #include "support/version.h"
 #include "train/base/checksum.h"
 #include "train/base/config.h"
@@ -94,6 +96,16 @@ inline nlohmann::ordered_json step_figures(const RunState& state) {
       {"peak_of_the_step_bytes", measured(state.memory.peak)}};
 }
 
+inline nlohmann::ordered_json kept_figures(
+    const memcnn::KeptActivations& kept) {
+  return {
+      {"bytes", kept.bytes},
+      {"blocks", kept.blocks},
+      {"results", kept.results},
+      {"multiply_adds", kept.multiply_adds},
+      {"spared", kept.spared}};
+}
+
 } // namespace detail
 
 /// What a run has come to. The memory of its GPU is that of now.
@@ -114,6 +126,10 @@ inline nlohmann::ordered_json make_results(
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
       {"step", detail::step_figures(state)}};
+  const memcnn::KeptActivations kept = kept_by(trainer.network());
+  if (kept.multiply_adds > 0) { // there is a budget, and a step was taken
+    results["kept"] = detail::kept_figures(kept);
+  }
   if (trainer.device().is_cuda()) {
     results["gpu_bytes"] = taken_bytes(trainer.device());
   }

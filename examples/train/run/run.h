@@ -115,9 +115,12 @@ class Run final {
     if (report.bad_loss) {
       stop_on_bad("loss", *report.bad_loss, state_.iteration + 1);
     }
-    if (state_.iteration == begun_ + 1 && !row_is_due()) {
+    if (state_.iteration == begun_ + 1) {
       progress_.clear();
-      print_row(make_row(config_, state_)); // people wait for a first sign
+      print_kept(config_, trainer_);
+      if (!row_is_due()) {
+        print_row(make_row(config_, state_)); // people wait for a first sign
+      }
     }
   }
 

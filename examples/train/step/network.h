@@ -4,6 +4,7 @@
 #include "revnet/revnet.h"
 #include "support/error.h"
 #include "train/base/config.h"
+#include "train/step/memory_budget.h"
 
 #include <torch/nn.h>
 
@@ -58,16 +59,21 @@ inline at::MemoryFormat memory_format_of(const Config& config) {
 /// under every engine.
 inline revnet::RevNet make_network(const Config& config, int64_t num_classes) {
   constexpr int64_t kBytesPerMebibyte = 1024 * 1024;
+  auto options = revnet::named(config.model)
+                     .num_classes(num_classes)
+                     .engine(
+                         config.engine == "wrapper" ? revnet::Engine::kWrapper
+                                                    : revnet::Engine::kSequence)
+                     .fractional_bits(config.fractional_bits)
+                     .checkpoint_transitions(config.checkpoint_transitions);
+  if (config.memory_budget > 0) {
+    options.memory_budgets(shares_of(
+        config.memory_budget * kBytesPerMebibyte,
+        result_bytes(
+            options, config.batch_size, /*number_bytes=*/config.amp ? 2 : 4)));
+  }
   torch::manual_seed(config.seed);
-  revnet::RevNet network(
-      revnet::named(config.model)
-          .num_classes(num_classes)
-          .engine(
-              config.engine == "wrapper" ? revnet::Engine::kWrapper
-                                         : revnet::Engine::kSequence)
-          .fractional_bits(config.fractional_bits)
-          .memory_budget(config.memory_budget * kBytesPerMebibyte)
-          .checkpoint_transitions(config.checkpoint_transitions));
+  revnet::RevNet network(options);
   for (torch::Tensor& parameter : network->parameters()) {
     if (parameter.dim() == 4) { // the weight of a convolution
       parameter.set_data(parameter.contiguous(memory_format_of(config)));

@@ -64,6 +64,9 @@ TEST(Networks, RejectUnequalGroups) {
   const std::string expected = "as many entries in blocks as in widths";
   expect_rejected(revnet::RevNetOptions().blocks({1, 1}), expected);
   expect_rejected(revnet::named("resnet32").blocks({1, 1}), expected);
+  expect_rejected(
+      revnet::RevNetOptions().memory_budgets({1, 1}),
+      "as many entries in memory_budgets as in widths, or none");
 }
 
 TEST(Networks, RejectOptionsOutOfRange) {
@@ -71,8 +74,7 @@ TEST(Networks, RejectOptionsOutOfRange) {
       revnet::RevNetOptions().blocks({1, 0, 1}),
       "1 or more blocks in each group");
   expect_rejected(
-      revnet::RevNetOptions().memory_budget(-1),
-      "memory_budget to be 0 or more bytes");
+      revnet::RevNetOptions().memory_budgets({0, -1, 0}), "no negative budget");
 }
 
 TEST(Networks, RejectOddChannelsWhereCouplingsHalveThem) {
@@ -89,12 +91,11 @@ TEST(Networks, RejectOddChannelsWhereCouplingsHalveThem) {
 TEST(Networks, RejectOptionsOfReversibleBlocksWhereThereAreNone) {
   const auto resnet = revnet::named("resnet32");
   const std::string expected =
-      "a reversible network with the wrapper engine, fractional_bits or "
-      "memory_budget";
+      "reversible(true) with kWrapper, fractional_bits or memory_budgets";
   using Options = revnet::RevNetOptions;
   expect_rejected(Options(resnet).engine(revnet::Engine::kWrapper), expected);
   expect_rejected(Options(resnet).fractional_bits(14), expected);
-  expect_rejected(Options(resnet).memory_budget(1), expected);
+  expect_rejected(Options(resnet).memory_budgets({1, 1, 1}), expected);
 }
 
 /// A small network of each kind, for images of 8 x 8.
@@ -116,10 +117,11 @@ struct Kind {
   bool reversible = true;
 
   revnet::RevNetOptions options() const {
-    return plain_options()
-        .engine(engine)
-        .memory_budget(memory_budget)
-        .checkpoint_transitions(checkpoint_transitions);
+    auto options = plain_options().engine(engine).checkpoint_transitions(
+        checkpoint_transitions);
+    return memory_budget == 0
+        ? options
+        : options.memory_budgets({memory_budget, memory_budget, memory_budget});
   }
   revnet::RevNetOptions plain_options() const {
     return small(bottleneck).reversible(reversible);
@@ -291,7 +293,7 @@ TEST(RevNet, PrintsItsOptions) {
       StartsWith("revnet::RevNet(num_classes=10, stem=32, widths=[32, 64, "
                  "128], blocks=[9, 9, 9], bottleneck=true, "
                  "checkpoint_transitions=false, reversible=true, "
-                 "engine=sequence, memory_budget=0, fractional_bits=12)"));
+                 "engine=sequence, memory_budgets=[], fractional_bits=12)"));
   text.str("");
   text << *revnet::RevNet(revnet::named("resnet32"));
   EXPECT_THAT(
@@ -336,7 +338,9 @@ TEST(RevNet, KeepsWhatTheMemoryBudgetOfEachGroupAllows) {
   const int64_t least = held(options);
   const int64_t all = held(options, /*as_plain=*/true) - least;
   const auto kept = [&](int64_t budget) {
-    return held(revnet::RevNetOptions(options).memory_budget(budget)) - least;
+    return held(revnet::RevNetOptions(options).memory_budgets(
+               {budget, budget, budget})) -
+        least;
   };
   // The first group's blocks keep more than 3/4 of all.
   EXPECT_GT(kept(all / 3), all / 3);

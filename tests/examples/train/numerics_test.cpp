@@ -248,7 +248,7 @@ TEST(Numerics, AreThoseOfTrainMode) {
 }
 
 TEST(Numerics, LeaveNoTrace) {
-  auto net = seeded(small().memory_budget(150000));
+  auto net = seeded(small().memory_budgets({150000, 150000, 150000}));
   const auto batch = small_batch();
   training::loss_of(net(batch.images), batch.labels).backward();
   net->eval();

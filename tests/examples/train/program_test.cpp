@@ -6,6 +6,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include <filesystem>
 #include <fstream>
@@ -20,6 +21,7 @@ namespace fs = std::filesystem;
 using memcnn_test::read;
 using memcnn_test::Result;
 using memcnn_test::rows;
+using nlohmann::json;
 using testing::AllOf;
 using testing::ContainsRegex;
 using testing::ElementsAre;
@@ -473,6 +475,24 @@ TEST_F(TrainProgram, WritesItsSettingsToTheResults) {
         "\"memory_format\": \"channels-last\""}) {
     EXPECT_THAT(written, HasSubstr(setting)) << setting;
   }
+}
+
+TEST_F(TrainProgram, SaysWhatItsBudgetKeeps) {
+  const auto result =
+      short_run("revnet38 synthetic --iterations 2 --memory-budget 1");
+  EXPECT_THAT(
+      result.out,
+      ContainsRegex(
+          "\n\nkept for backward: 0\\.[0-9]+ MiB: [0-9]+ results, sparing [0-9]+ % "
+          "of the multiply-adds of second runs\n"
+          "iteration:1 "))
+      << result.err;
+  const auto kept =
+      json::parse(read(directory_ / "results/revnet38-synthetic/results.json"))
+          .at("kept");
+  EXPECT_GT(kept.at("results"), 0);
+  EXPECT_LE(kept.at("bytes"), 1 << 20);
+  EXPECT_LT(kept.at("spared"), kept.at("multiply_adds"));
 }
 
 /// The test loss and all that follows it in the last row of a run.

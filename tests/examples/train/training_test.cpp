@@ -15,6 +15,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -37,7 +38,57 @@ TEST(Config, CutsTheLearningRateAtHalfAndThreeQuarters) {
   EXPECT_DOUBLE_EQ(learning_rate_at(config, 60000), 0.001);
 }
 
-TEST(Checkpoint, ResumesBitForBit) {
+TEST(MemoryBudget, IsSharedByWhatResultsTake) {
+  // Of 2 images: 12 convolutions of 16 channels, 8 of 32 and 8 of 56, and two
+  // numbers a channel.
+  const auto results = result_bytes(
+      revnet::named("revnet38"), /*batch_size=*/2, /*number_bytes=*/4);
+  const std::vector<int64_t> expected = {
+      12 * 16 * (2 * 1024 * 4 + 8),
+      8 * 32 * (2 * 256 * 4 + 8),
+      8 * 56 * (2 * 64 * 4 + 8)};
+  EXPECT_EQ(results, expected);
+
+  const std::vector<int64_t> sizes = {50, 30, 20};
+  using Shares = std::vector<int64_t>;
+  EXPECT_EQ(shares_of(0, sizes), Shares({0, 0, 0}));
+  EXPECT_EQ(shares_of(45, sizes), Shares({0, 25, 20}));
+  EXPECT_EQ(shares_of(100, sizes), Shares({50, 30, 20}));
+  EXPECT_EQ(shares_of(125, sizes), Shares({50, 35, 40}));
+  EXPECT_EQ(shares_of(230, sizes), Shares({130, 60, 40}));
+}
+
+/// What a network keeps of its training step.
+memcnn::KeptActivations
+kept_within(int64_t mebibytes, const char* model, int64_t batch_size) {
+  Config config;
+  config.model = model;
+  config.memory_budget = mebibytes;
+  config.batch_size = batch_size;
+  auto network = make_network(config, /*num_classes=*/10);
+  network(torch::randn({batch_size, 3, 32, 32}));
+  return kept_by(*network);
+}
+
+TEST(MemoryBudget, SparesTheSecondRunWhereResultsFit) {
+  // Of narrow 1x1 convolutions the results are worth no more than whole blocks.
+  for (const auto& [model, share] :
+       {std::pair("revnet38", 1.0), std::pair("revnet164", 0.9)}) {
+    const auto results = result_bytes(revnet::named(model), 4, 4);
+    const int64_t all = results[0] + results[1] + results[2];
+    const int64_t mebibytes = (all >> 20) + 1;
+    const memcnn::KeptActivations kept = kept_within(mebibytes, model, 4);
+    EXPECT_GE(kept.spared, share * kept.multiply_adds) << model;
+    EXPECT_LE(kept.bytes, mebibytes << 20) << model;
+    const memcnn::KeptActivations some = kept_within(mebibytes / 2, model, 4);
+    EXPECT_GT(some.spared, some.multiply_adds / 2) << model;
+    EXPECT_LE(some.bytes, mebibytes << 19) << model;
+    EXPECT_EQ(kept_within(0, model, 4).results, 0u) << model;
+  }
+}
+
+/// A run with this budget, stopped and gone on with, against one that was not.
+void expect_resumed_bit_for_bit(int64_t mebibytes) {
   SyntheticSizes sizes;
   sizes.train = 12;
   sizes.test = 4;
@@ -45,6 +96,7 @@ TEST(Checkpoint, ResumesBitForBit) {
   Config config;
   config.model = "revnet38";
   config.dataset = "synthetic";
+  config.memory_budget = mebibytes;
   config.batch_size = 4;
   config.iterations = 4;
   memcnn::AllocationMeter meter;
@@ -79,6 +131,15 @@ TEST(Checkpoint, ResumesBitForBit) {
   for (size_t i = 0; i < buffers.size(); ++i) {
     EXPECT_TRUE(torch::equal(resumed.network().buffers()[i], buffers[i]));
   }
+}
+
+TEST(Checkpoint, ResumesBitForBit) {
+  expect_resumed_bit_for_bit(0);
+}
+
+TEST(Checkpoint, ResumesBitForBitWithABudget) {
+  expect_resumed_bit_for_bit(2); // some results
+  expect_resumed_bit_for_bit(6); // all of them, or whole blocks
 }
 
 /// What is said of a trainer's tensors after a change.
