@@ -222,17 +222,6 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     return calls_[call].multiply_adds();
   }
 
-  /// The kept result of a call: several tensors, where it returns several.
-  Tensors results_of(size_t call) const {
-    Tensors results;
-    for (const c10::IValue& result : calls_[call].results) {
-      if (is_defined(result)) {
-        results.push_back(result.toTensor());
-      }
-    }
-    return results;
-  }
-
   /// The bytes of the result of a call.
   int64_t bytes_of(size_t call) const {
     return calls_[call].bytes();
