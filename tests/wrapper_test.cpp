@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 #include "support/modules.h"
+#include "support/operator_count.h"
 #include "support/probes.h"
 #include "support/throws_error.h"
 #include "support/tolerances.h"
@@ -282,22 +283,6 @@ TEST_F(InvertibleModuleWrapper, KeepInputNeedsNoInverse) {
 
 // The memory budget.
 
-/// How many convolutions run in this thread while it lives.
-class Convolutions final : public memcnn::detail::OperatorHandler {
- public:
-  int count() const {
-    return count_;
-  }
-
- private:
-  void handle(const Call& call) override {
-    count_ += call.op.operator_name().name == "aten::convolution" ? 1 : 0;
-    run(call);
-  }
-
-  int count_ = 0;
-};
-
 /// A convolution by an orthogonal matrix: its result is what it returns.
 struct RotationImpl final : torch::nn::Cloneable<RotationImpl> {
   RotationImpl() {
@@ -338,7 +323,7 @@ int convolutions_of_backward(M module, int64_t budget) {
     return torch::autograd::grad({loss()}, sources);
   }();
   const torch::Tensor saving = loss();
-  const Convolutions convolutions;
+  const OperatorCount convolutions(OperatorCount::kConvolution);
   const auto found = torch::autograd::grad({saving}, sources);
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
   return convolutions.count();
@@ -381,7 +366,7 @@ TEST_F(InvertibleModuleWrapper, BudgetInInverse) {
       torch::autograd::grad({coupling->inverse(y * 2).pow(3).sum()}, {y});
   const torch::Tensor loss = block->inverse(y * 2).pow(3).sum();
   EXPECT_EQ(block->kept().results, 2u);
-  const Convolutions convolutions;
+  const OperatorCount convolutions(OperatorCount::kConvolution);
   const auto found = torch::autograd::grad({loss}, {y});
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
   EXPECT_EQ(convolutions.count(), 0);
