@@ -91,7 +91,7 @@ class Interaction : public testing::TestWithParam<Engine> {
 INSTANTIATE_TEST_SUITE_P(
     Engines,
     Interaction,
-    testing::Values(Engine::kWrapper, Engine::kSequence),
+    all_engines(),
     engine_name);
 
 TEST_P(Interaction, AutocastToBFloat16) {
@@ -404,7 +404,7 @@ class InteractionCuda : public testing::TestWithParam<Engine> {
 INSTANTIATE_TEST_SUITE_P(
     Engines,
     InteractionCuda,
-    testing::Values(Engine::kWrapper, Engine::kSequence),
+    all_engines(),
     engine_name);
 
 TEST_P(InteractionCuda, AutocastToFloat16) {

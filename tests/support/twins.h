@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "keeper.h"
+
 #include <gtest/gtest.h>
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
@@ -15,14 +17,29 @@
 
 namespace memcnn_test {
 
-/// The two ways to save memory that every rule of recomputation holds for.
-enum class Engine { kWrapper, kSequence };
+/// The ways to save memory that every rule of recomputation holds for: a sequence
+/// that keeps the results of all dear operators is one.
+enum class Engine { kWrapper, kSequence, kKeptResults };
 
+inline std::string name_of(Engine engine) {
+  switch (engine) {
+    case Engine::kWrapper:
+      return "Wrapper";
+    case Engine::kSequence:
+      return "Sequence";
+    default:
+      return "KeptResults";
+  }
+}
 inline std::string engine_name(const testing::TestParamInfo<Engine>& info) {
-  return info.param == Engine::kWrapper ? "Wrapper" : "Sequence";
+  return name_of(info.param);
 }
 inline void PrintTo(Engine engine, std::ostream* stream) {
-  *stream << (engine == Engine::kWrapper ? "Wrapper" : "Sequence");
+  *stream << name_of(engine);
+}
+inline auto all_engines() {
+  return testing::Values(
+      Engine::kWrapper, Engine::kSequence, Engine::kKeptResults);
 }
 
 using Branch = std::function<torch::nn::AnyModule()>;
@@ -66,6 +83,9 @@ class Chain {
   }
 
   torch::Tensor run(Engine engine, torch::Tensor x) {
+    if (engine == Engine::kKeptResults) {
+      return Keeper(Keeping::kSequence).run(sequence_.ptr(), x);
+    }
     if (engine == Engine::kSequence) {
       return sequence_(x);
     }
@@ -76,6 +96,10 @@ class Chain {
   }
 
   torch::Tensor inverse(Engine engine, torch::Tensor y) {
+    if (engine == Engine::kKeptResults) {
+      return Keeper(Keeping::kSequence)
+          .run(sequence_.ptr(), y, memcnn::Direction::kInverse);
+    }
     if (engine == Engine::kSequence) {
       return sequence_->inverse(y);
     }

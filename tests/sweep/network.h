@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../support/keeper.h"
+
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
@@ -18,6 +20,7 @@ enum class Path {
   kKeepInput,
   kSequence,
   kBudget,
+  kKeptResults,
   kCheckpoint,
   kPlainInverse,
   kWrapperInverse,
@@ -37,6 +40,8 @@ inline const char* name_of(Path path) {
       return "sequence";
     case Path::kBudget:
       return "sequence with a budget";
+    case Path::kKeptResults:
+      return "sequence that keeps results";
     case Path::kCheckpoint:
       return "checkpoint";
     case Path::kPlainInverse:
@@ -64,6 +69,7 @@ inline std::vector<Direction> directions() {
         Path::kKeepInput,
         Path::kSequence,
         Path::kBudget,
+        Path::kKeptResults,
         Path::kCheckpoint}},
       {Path::kPlainInverse,
        {Path::kWrapperInverse,
@@ -115,6 +121,8 @@ class Network {
       case Path::kSequence:
       case Path::kBudget:
         return sequence_->forward(x);
+      case Path::kKeptResults:
+        return Keeper(Keeping::kSequence).run(sequence_.ptr(), x);
       case Path::kCheckpoint:
         return chained(blocks_, x, [](auto& block, const auto& input) {
           return memcnn::checkpoint(block, input);
