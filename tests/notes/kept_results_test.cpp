@@ -451,41 +451,42 @@ std::vector<Change> changes() {
   const auto one_after_product = [=](const Tensor& x, const Tensors& w) {
     return one(product(x, w), w);
   };
-  const std::string filters = "Double, cpu; sizes [3, 3, 3, 3], Double, cpu)";
+  const auto called = [](const std::string& filter, int64_t images = 2) {
+    return "aten::convolution (sizes [" + std::to_string(images) +
+        ", 3, 5, 5], Double, cpu; '" + filter +
+        "', sizes [3, 3, 3, 3], Double, cpu)";
+  };
+  const std::string number =
+      " of its convolutions, products and attention, "
+      "but got ";
   return {
       {"AnotherOrderOfFilters",
        both(0, 1),
        both(1, 0),
-       "aten::convolution (sizes [2, 3, 5, 5], " + filters +
-           " as number 0 of its convolutions, products and attention, but got "
-           "aten::convolution (sizes [2, 3, 5, 5], " +
-           filters},
+       called("weight0") + " as number 0" + number + called("weight1")},
       {"AnotherOrderOfOperators",
        product_after_one,
        one_after_product,
-       "aten::convolution (sizes [2, 3, 5, 5], " + filters +
-           " as number 0 of its convolutions, products and attention, but got "
-           "aten::bmm (sizes [6, 5, 5], Double, cpu; sizes [6, 5, 5], Double, "
-           "cpu)"},
+       called("weight0") + " as number 0" + number +
+           "aten::bmm (sizes [6, 5, "
+           "5], Double, cpu; sizes [6, 5, 5], Double, cpu)"},
       {"OneLess",
        both(0, 1),
        one,
-       "2 convolutions, products and attentions, but got 1, without "
-       "aten::convolution (sizes [2, 3, 5, 5], " +
-           filters},
+       "2 convolutions, products and attentions, but got 1, without " +
+           called("weight1")},
       {"OneMore",
        one,
        both(0, 1),
-       "none any more as number 1 of its convolutions, products and "
-       "attention, but got aten::convolution (sizes [2, 3, 5, 5], " +
-           filters},
+       "none any more as number 1" + number + called("weight1")},
+      {"OneTwice",
+       one,
+       both(0, 0),
+       "none any more as number 1" + number + called("weight0")},
       {"OtherSizes",
        one,
        one_image,
-       "aten::convolution (sizes [2, 3, 5, 5], " + filters +
-           " as number 0 of its convolutions, products and attention, but got "
-           "aten::convolution (sizes [1, 3, 5, 5], " +
-           filters}};
+       called("weight0") + " as number 0" + number + called("weight0", 1)}};
 }
 
 class ChangedRun : public testing::TestWithParam<std::tuple<Keeping, Change>> {
@@ -589,6 +590,17 @@ TEST_P(KeptResults, Rule3ProductsOfComputedWeightsMayBeFoldedInOneRunOnly) {
     });
     expect_like_plain(chain, leaf({3, 8, 5}));
   }
+}
+
+TEST_P(KeptResults, Rule3ProductsWithSeveralWeightsMayBeFoldedInOneRunOnly) {
+  KeepingChain chain([&] {
+    const Tensors weights = {0.3 * torch::randn({2, 4, 4}, torch::kDouble)};
+    return torch::nn::AnyModule(
+        FunctionBranch(weights, [](const Tensor& x, const Tensors& w) {
+          return torch::matmul(torch::tanh(x), w[0]).sum(0);
+        }));
+  });
+  expect_like_plain(chain, leaf({3, 8}));
 }
 
 /// Attention has a kernel for masks without a gradient only.

@@ -39,7 +39,7 @@ class DearCall {
   DearCall(
       const OperatorHandler::Call& call,
       const ParameterMemories& parameters)
-      : op_(call.op), has_other_forms_(call.dear.has_other_forms) {
+      : op_(call.op), dear_(call.dear) {
     for (const c10::IValue& argument : call.arguments()) {
       auto& noted = arguments_.emplace_back();
       if (is_defined(argument)) {
@@ -47,7 +47,6 @@ class DearCall {
         const void* memory = memory_of(tensor);
         const bool is_parameter = parameters.count(memory) != 0;
         noted = Argument{TensorMeta(tensor), is_parameter ? memory : nullptr};
-        has_other_forms_ = has_other_forms_ && !is_parameter;
       }
     }
   }
@@ -92,10 +91,15 @@ class DearCall {
     return true;
   }
 
-  /// Whether LibTorch may compute it by another operator where a graph is
-  /// recorded: a product of activations. Parameters need a gradient always.
+  /// Whether LibTorch may compute it by other operators where a graph is
+  /// recorded.
   bool has_other_forms() const {
-    return has_other_forms_;
+    return dear_.has_other_forms;
+  }
+
+  /// Whether another call may be one of these.
+  bool may_become(const OperatorHandler::Call& call) const {
+    return has_other_forms() && call.dear.has_other_forms && !(op_ == call.op);
   }
 
   /// All results, for a call that is like this one; none where it has to run.
@@ -245,7 +249,7 @@ class DearCall {
   }
 
   c10::OperatorHandle op_;
-  bool has_other_forms_;
+  const DearOperator& dear_; // of all operators, which stay
   std::vector<std::optional<Argument>> arguments_; // of those that are tensors
   Values results_; // none where they are not there
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages_; // likewise

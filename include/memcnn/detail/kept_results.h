@@ -37,9 +37,10 @@ namespace memcnn::detail {
 //    its own (copy on write).
 // 3. The second run calls the same dear operators as the first, in the same
 //    order, with arguments of the same sizes, dtypes and devices, and with the
-//    same parameters, or backward stops. Other operators may differ. A product
-//    of activations may be computed by another operator where a graph is
-//    recorded, as LibTorch chooses: it runs again.
+//    same parameters, or backward stops. Other operators may differ. Of which
+//    operators products and attention consist depends on whether a graph is
+//    recorded, as LibTorch chooses: those that the first run did not call, in
+//    the place of some that it did, run.
 // 4. A result is let go as the second run takes it, unless the graph is
 //    retained, and at the latest when the backward step of its block is done.
 // 5. A call that draws random numbers, as attention with dropout does, always
@@ -111,8 +112,10 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
     /// It has come to its end.
     void end() {
-      if (is_other_form_) {
-        skip_products();
+      const auto& calls = results_.calls_;
+      while (is_other_form_ && next_ < calls.size() &&
+             calls[next_].has_other_forms()) {
+        ++next_;
       }
       check_count();
     }
@@ -124,7 +127,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         return;
       }
       ask_for_all_results(call);
-      DearCall* noted = expected(call);
+      DearCall* noted = repeated(call);
       DearCall::Values results =
           noted ? noted->results_for(call, release_) : DearCall::Values();
       if (results.empty()) {
@@ -137,41 +140,33 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
       }
     }
 
-    /// The call of the first run in the place of this one (rule 3); null if that
-    /// was another form of the product.
-    DearCall* expected(const Call& call) {
-      if (is_other_form_) {
-        skip_products(&call);
-      }
+    /// The call of the first run that this one repeats; null where it is another
+    /// form of some (rule 3), which those that follow it leave out.
+    DearCall* repeated(const Call& call) {
       auto& calls = results_.calls_;
-      if (next_ < calls.size() && calls[next_].fits(call)) {
-        is_other_form_ = false;
-        return &calls[next_++];
+      for (size_t i = next_; i < calls.size(); ++i) {
+        if (calls[i].fits(call)) {
+          next_ = i + 1;
+          is_other_form_ = false;
+          return &calls[i];
+        }
+        if (!is_other_form_ || !calls[i].has_other_forms()) {
+          break;
+        }
       }
-      check_other_form(DearCall(call, results_.parameters_), call);
+      check_other_form(call);
       is_other_form_ = true;
       return nullptr;
     }
 
-    /// Those of the first run in whose place other forms ran: one at least, and
-    /// all up to one that fits.
-    void skip_products(const Call* call = nullptr) {
-      const auto& calls = results_.calls_;
-      do {
-        ++next_;
-      } while (next_ < calls.size() && calls[next_].has_other_forms() &&
-               !(call != nullptr && calls[next_].fits(*call)));
-    }
-
-    void check_other_form(const DearCall& found, const Call& call) const {
+    void check_other_form(const Call& call) const {
       const auto& calls = results_.calls_;
       const bool has_next = next_ < calls.size();
       const auto fits = [&](const DearCall& noted) {
         return noted.fits(call);
       };
       TORCH_CHECK(
-          has_next && calls[next_].has_other_forms() &&
-              found.has_other_forms() &&
+          has_next && calls[next_].may_become(call) &&
               std::none_of(calls.begin(), calls.end(), fits),
           "memcnn: expected '",
           branch_.name(),
@@ -181,7 +176,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
           " as number ",
           next_,
           " of its convolutions, products and attention, but got ",
-          found.described(branch_),
+          DearCall(call, results_.parameters_).described(branch_),
           kAdvice);
     }
 
@@ -209,7 +204,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     const torch::nn::Module& branch_;
     bool release_;
     size_t next_ = 0;
-    bool is_other_form_ = false; // of calls from the next one on
+    bool is_other_form_ = false; // the last call, of some from the next one on
   };
 
   /// Whether the result of a call was kept and not given up since.
