@@ -131,6 +131,7 @@ Result run_checkpointed(
 /// Memory:   keeps the inputs, numel * itemsize bytes each, instead of the
 ///           activations; in backward those of this one module at a time. With
 ///           early_stop the graph itself is kept, too, without any tensor.
+///           What memory_budget has room for comes on top.
 /// Accuracy: the same operations on the same values: gradients equal plain ones
 ///           bit for bit where the module's kernels are deterministic, but for
 ///           rounding where it is called twice under autocast with its cache,

@@ -150,7 +150,7 @@ class Segments {
 /// Runs the modules of a torch::nn::Sequential in segments, each as one
 /// checkpoint(): what lies between two segments is kept, and each segment runs
 /// again in backward. The last one keeps its activations instead, which
-/// backward needs first; with a memory_budget as many of the last ones as fit.
+/// backward needs first; or a memory_budget decides what is kept.
 ///
 /// All that checkpoint() says of a module holds for each segment. What goes from
 /// one segment to the next is a Tensor, and so is the result; the first module
