@@ -2,6 +2,7 @@
 //
 // The memory_budget of checkpoint() and checkpoint_sequential().
 
+#include "support/autocast.h"
 #include "support/operator_count.h"
 #include "support/probes.h"
 #include "support/throws_error.h"
@@ -328,6 +329,33 @@ TEST_F(CheckpointBudget, AttentionAndLinearLayers) {
       return memcnn::checkpoint(with(budget), layer, input, mask, padding);
     });
     EXPECT_TRUE(all_equal(found, expected)) << budget;
+  }
+}
+
+TEST_F(CheckpointBudget, ResultsAreKeptInTheDtypeOfAutocast) {
+  nn::Sequential layers(nn::Linear(16, 16), nn::Tanh(), nn::Linear(16, 16));
+  const torch::Tensor x = leaf({5, 16}, torch::kFloat);
+  std::vector<torch::Tensor> all = layers->parameters();
+  all.push_back(x);
+  const auto gradients = [&](const auto& run) {
+    torch::Tensor y;
+    {
+      const Autocast autocast(torch::kCPU, torch::kBFloat16);
+      y = run(x * 1);
+    }
+    return torch::autograd::grad({y.to(torch::kFloat).square().sum()}, all);
+  };
+  const auto expected = gradients(
+      [&](const torch::Tensor& input) { return layers->forward(input); });
+  for (const bool early_stop : {true, false}) {
+    const auto kept = std::make_shared<KeptActivations>();
+    const auto options = with(kMuch).early_stop(early_stop).kept(kept);
+    const auto found = gradients([&](const torch::Tensor& input) {
+      return memcnn::checkpoint(options, layers, input);
+    });
+    EXPECT_EQ(kept->results, early_stop ? 1u : 2u);
+    EXPECT_EQ(kept->bytes, kept->results * 5 * 16 * 2);
+    EXPECT_TRUE(all_equal(found, expected));
   }
 }
 
