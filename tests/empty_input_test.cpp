@@ -69,6 +69,8 @@ std::vector<Way> ways() {
   const auto keeping = memcnn::InvertibleModuleWrapperOptions()
                            .keep_input(true)
                            .keep_input_inverse(true);
+  const auto results =
+      memcnn::InvertibleModuleWrapperOptions().memory_budget(1 << 20);
   const memcnn::ReversibleSequenceOptions bare;
   const auto budget =
       memcnn::ReversibleSequenceOptions().memory_budget(1 << 20);
@@ -76,7 +78,9 @@ std::vector<Way> ways() {
   for (const bool inverse : {false, true}) {
     const std::string suffix = inverse ? "Inverse" : "";
     for (const auto& [name, options] :
-         {std::pair{"Wrapper", freeing}, std::pair{"KeepInput", keeping}}) {
+         {std::pair{"Wrapper", freeing},
+          std::pair{"KeepInput", keeping},
+          std::pair{"Results", results}}) {
       all.push_back(
           {name + suffix,
            [options = options, inverse](Couplings& couplings, auto x) {

@@ -31,14 +31,24 @@ using testing::HasSubstr;
 
 namespace nn = torch::nn;
 
-enum class Path { kWrapper, kKeepInput, kSequence, kBudget, kCheckpoint };
+enum class Path {
+  kWrapper,
+  kKeepInput,
+  kResults, // a wrapper that keeps them
+  kSequence,
+  kBudget,
+  kCheckpoint,
+  kCheckpointResults
+};
 
 constexpr Path kPaths[] = {
     Path::kWrapper,
     Path::kKeepInput,
+    Path::kResults,
     Path::kSequence,
     Path::kBudget,
-    Path::kCheckpoint};
+    Path::kCheckpoint,
+    Path::kCheckpointResults};
 
 std::string name_of(Path path) {
   switch (path) {
@@ -46,12 +56,16 @@ std::string name_of(Path path) {
       return "Wrapper";
     case Path::kKeepInput:
       return "KeepInput";
+    case Path::kResults:
+      return "Results";
     case Path::kSequence:
       return "Sequence";
     case Path::kBudget:
       return "Budget";
-    default:
+    case Path::kCheckpoint:
       return "Checkpoint";
+    default:
+      return "CheckpointResults";
   }
 }
 
@@ -59,24 +73,35 @@ void PrintTo(Path path, std::ostream* stream) {
   *stream << name_of(path);
 }
 
+bool is_checkpoint(Path path) {
+  return path == Path::kCheckpoint || path == Path::kCheckpointResults;
+}
+
 /// A coupling run along a path.
 template <class C>
 torch::Tensor run(Path path, C coupling, torch::Tensor x, bool debug = false) {
-  if (path == Path::kWrapper || path == Path::kKeepInput) {
+  constexpr int64_t kBudget = 1 << 30;
+  if (path == Path::kWrapper || path == Path::kKeepInput ||
+      path == Path::kResults) {
     memcnn::InvertibleModuleWrapper block(
         coupling,
         memcnn::InvertibleModuleWrapperOptions()
             .keep_input(path == Path::kKeepInput)
+            .memory_budget(path == Path::kResults ? kBudget : 0)
             .debug(debug));
     return block(x);
   }
-  if (path == Path::kCheckpoint) {
+  if (is_checkpoint(path)) {
     return memcnn::checkpoint(
-        memcnn::CheckpointOptions().debug(debug), coupling, x);
+        memcnn::CheckpointOptions()
+            .memory_budget(path == Path::kCheckpointResults ? kBudget : 0)
+            .debug(debug),
+        coupling,
+        x);
   }
   memcnn::ReversibleSequence sequence(
       memcnn::ReversibleSequenceOptions()
-          .memory_budget(path == Path::kBudget ? int64_t{1} << 30 : 0)
+          .memory_budget(path == Path::kBudget ? kBudget : 0)
           .debug(debug),
       coupling);
   return sequence(x);
@@ -531,7 +556,7 @@ TEST_P(SecondRun, BranchSeesTheStridesOfForward) {
     }
     ASSERT_EQ(seen.size(), 4u); // F, G; then G, F or, from kept inputs, F, G
     const bool kept =
-        GetParam() == Path::kKeepInput || GetParam() == Path::kCheckpoint;
+        GetParam() == Path::kKeepInput || is_checkpoint(GetParam());
     EXPECT_EQ(seen[2], seen[kept ? 0 : 1]);
     EXPECT_EQ(seen[3], seen[kept ? 1 : 0]);
   }
@@ -656,8 +681,7 @@ TEST_P(SecondRun, DebugNamesTheBranchWithHiddenState) {
       ThrowsError<c10::Error>(
           HasSubstr(
               // which runs the coupling as a whole
-              GetParam() == Path::kCheckpoint ? "CouplingImpl"
-                                              : "AnnealedImpl"),
+              is_checkpoint(GetParam()) ? "CouplingImpl" : "AnnealedImpl"),
           HasSubstr("to return in backward what it returned in forward")));
 }
 

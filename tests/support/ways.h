@@ -5,6 +5,7 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -18,6 +19,7 @@ enum class Way {
   kPlain,
   kWrapper,
   kKeepInput,
+  kResults, // a wrapper that keeps them
   kSequence,
   kBudget,
   kCheckpoint
@@ -31,6 +33,8 @@ inline std::string name_of(Way way) {
       return "Wrapper";
     case Way::kKeepInput:
       return "KeepInput";
+    case Way::kResults:
+      return "Results";
     case Way::kSequence:
       return "Sequence";
     case Way::kBudget:
@@ -51,6 +55,7 @@ inline auto saving_ways() {
   return testing::Values(
       Way::kWrapper,
       Way::kKeepInput,
+      Way::kResults,
       Way::kSequence,
       Way::kBudget,
       Way::kCheckpoint);
@@ -78,21 +83,24 @@ struct CheckpointedImpl final : torch::nn::Cloneable<CheckpointedImpl<M>> {
 /// A module of one Tensor to one Tensor, to be run in a way.
 template <class M>
 torch::nn::AnyModule run_in(Way way, M module) {
+  constexpr int64_t kBudget = 1 << 20;
   using Checkpointed = CheckpointedImpl<M>;
   switch (way) {
     case Way::kPlain:
       return torch::nn::AnyModule(module);
     case Way::kWrapper:
     case Way::kKeepInput:
+    case Way::kResults:
       return torch::nn::AnyModule(memcnn::InvertibleModuleWrapper(
           module,
-          memcnn::InvertibleModuleWrapperOptions().keep_input(
-              way == Way::kKeepInput)));
+          memcnn::InvertibleModuleWrapperOptions()
+              .keep_input(way == Way::kKeepInput)
+              .memory_budget(way == Way::kResults ? kBudget : 0)));
     case Way::kSequence:
     case Way::kBudget:
       return torch::nn::AnyModule(memcnn::ReversibleSequence(
           memcnn::ReversibleSequenceOptions().memory_budget(
-              way == Way::kBudget ? 1 << 20 : 0),
+              way == Way::kBudget ? kBudget : 0),
           module));
     default:
       return torch::nn::AnyModule(std::make_shared<Checkpointed>(module));
