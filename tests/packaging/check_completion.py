@@ -30,9 +30,16 @@ CALLED = {
     "coupling": {"forward", "inverse", "options", "f", "g", "clone"},
     "sequence": {
         *("forward", "inverse", "push_back", "extend", "at", "ptr", "size"),
-        *("begin", "end", "is_empty", "kept_blocks", "options", "clone"),
+        *("begin", "end", "is_empty", "kept", "kept_blocks", "options", "clone"),
     },
-    "wrapper": {"forward", "inverse", "options", "module", "input_kept_because"},
+    "wrapper": {
+        "forward",
+        "inverse",
+        "options",
+        "module",
+        "kept",
+        "input_kept_because",
+    },
 }
 HIDDEN = {
     *("run", "backward_step", "takes_halves_of", "type_name", "rebuild"),

@@ -19,7 +19,8 @@ int main() {
   memcnn::AffineCoupling sigmoid(
       memcnn::AffineAdapterSigmoid(Linear(2, 4)),
       memcnn::AffineAdapterSigmoid(Linear(2, 4)));
-  memcnn::InvertibleModuleWrapper wrapper(naive);
+  memcnn::InvertibleModuleWrapper wrapper(
+      naive, memcnn::InvertibleModuleWrapperOptions().memory_budget(1 << 10));
   memcnn::ReversibleSequence sequence(
       additive,
       sigmoid,

@@ -77,7 +77,7 @@ class KeptChoice {
 
  private:
   static int64_t class_of(double worth) {
-    return std::llround(3 * std::log2(std::max(worth, 1e-9)));
+    return std::llround(3 * std::log2((std::max)(worth, 1e-9)));
   }
 
   int64_t budget_;

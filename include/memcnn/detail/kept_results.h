@@ -191,7 +191,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
           " convolutions, products and attentions, but got ",
           next_,
           ", without ",
-          calls[std::min(next_, calls.size() - 1)].described(branch_),
+          calls[(std::min)(next_, calls.size() - 1)].described(branch_),
           kAdvice);
     }
 
