@@ -138,12 +138,18 @@ Engine sequential_engine(
   for (const Coupling& block : network->blocks) {
     blocks->push_back(block);
   }
-  const auto options =
-      memcnn::CheckpointSequentialOptions().memory_budget(budget_bytes);
-  return {[network, blocks, options](const at::Tensor& image) {
-    return halves_of(
-        memcnn::checkpoint_sequential(options, blocks, network->stem(image)));
-  }};
+  const auto kept = std::make_shared<memcnn::KeptActivations>();
+  const auto options = memcnn::CheckpointSequentialOptions()
+                           .memory_budget(budget_bytes)
+                           .kept(kept);
+  return {
+      [network, blocks, options](const at::Tensor& image) {
+        return halves_of(memcnn::checkpoint_sequential(
+            options, blocks, network->stem(image)));
+      },
+      [kept] {
+        return *kept;
+      }};
 }
 
 /// One InvertibleModuleWrapper a coupling.

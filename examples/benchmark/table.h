@@ -203,7 +203,7 @@ inline void print_kept(const Measurement& result) {
   fmt::print(
       "{:<21}  budget {}, kept {}\n",
       result.name(),
-      all ? "of any size" : fmt::format("{:.1f} MiB", mebibytes(budget)),
+      all ? "of any size" : fmt::format("{:.2f} MiB", mebibytes(budget)),
       kept.str());
 }
 
