@@ -201,7 +201,7 @@ inline void print_kept(const Measurement& result) {
   std::ostringstream kept;
   kept << *result.kept;
   fmt::print(
-      "{:<21}  budget {}, kept {}\n",
+      "{}: budget {}, kept {}\n",
       result.name(),
       all ? "of any size" : fmt::format("{:.2f} MiB", mebibytes(budget)),
       kept.str());

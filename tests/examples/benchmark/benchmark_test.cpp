@@ -196,7 +196,7 @@ TEST_F(BenchmarkProgram, PrintsTable) {
         "to plain",
         "fused limit",
         "held MiB",
-        "\nsequence-budget 50%    budget 0.03 MiB, kept 0.02 MiB: ",
+        "\nsequence-budget 50%: budget 0.03 MiB, kept 0.02 MiB: ",
         " % of the multiply-adds of second runs\n"}) {
     EXPECT_THAT(result.out, HasSubstr(text)) << text;
   }
