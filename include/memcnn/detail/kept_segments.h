@@ -109,14 +109,19 @@ class KeptSegment {
     return held_->total();
   }
 
-  void add_to(KeptActivations& kept) const {
+  KeptActivations kept() const {
     const RunResults::Sums results = results_.kept();
-    const double multiply_adds = results_.multiply_adds();
-    kept.bytes += bytes();
-    kept.blocks += is_whole_ ? 1 : 0;
-    kept.results += is_whole_ ? 0 : results.count;
-    kept.multiply_adds += multiply_adds;
-    kept.spared += is_whole_ ? multiply_adds : results.multiply_adds;
+    KeptActivations kept;
+    kept.bytes = bytes();
+    kept.multiply_adds = results_.multiply_adds();
+    if (is_whole_) {
+      kept.blocks = 1;
+      kept.spared = kept.multiply_adds;
+    } else {
+      kept.results = results.count;
+      kept.spared = results.multiply_adds;
+    }
+    return kept;
   }
 
  private:
@@ -199,7 +204,7 @@ class KeptSegments final : public ResultKeeper {
     if (said != nullptr && !segments_.empty()) {
       *said = KeptActivations();
       for (const KeptSegment& segment : segments_) {
-        segment.add_to(*said);
+        *said += segment.kept();
       }
     }
   }
