@@ -188,7 +188,7 @@ class ReversibleSequenceImpl final
   /// What a memory_budget kept in the last forward or inverse that recorded a
   /// graph: bytes, whole blocks, results of operators, and what they spare. Can
   /// be printed.
-  const KeptActivations& kept() const {
+  KeptActivations kept() const {
     return chain_.kept();
   }
 

@@ -5,6 +5,7 @@
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/kept_blocks.h>
 #include <memcnn/detail/kept_run.h>
+#include <memcnn/detail/parts.h>
 #include <memcnn/detail/streams.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
@@ -47,8 +48,8 @@ class Chain {
   }
 
   /// What the last recorded run kept.
-  const KeptActivations& kept() const {
-    return kept_;
+  KeptActivations kept() const {
+    return plan_.kept();
   }
 
   /// y = f_n(... f_1(x)), or back.
@@ -157,25 +158,34 @@ class Chain {
         at::GradMode::is_enabled()) {
       return std::nullopt;
     }
-    return std::make_optional<KeptBlocks>(
+    const BudgetPlan::Kind kind = BudgetPlan::kind_of(
+        direction,
         settings.memory_budget,
-        plan_.blocks(BudgetPlan::kind_of(
-            direction,
-            settings.memory_budget,
-            input,
-            settings.training,
-            size())));
+        input,
+        settings.training,
+        trained_parameters(),
+        size());
+    return std::make_optional<KeptBlocks>(
+        settings.memory_budget, plan_.blocks(kind));
+  }
+
+  size_t trained_parameters() const {
+    size_t count = 0;
+    for (const auto& block : blocks_) {
+      for_each_parameter(block->module(), [&](const at::Tensor& parameter) {
+        count += parameter.requires_grad();
+      });
+    }
+    return count;
   }
 
   void note_kept(std::optional<KeptBlocks>& budget) {
-    kept_ = KeptActivations();
-    if (budget) {
-      budget->end();
-      kept_ = budget->kept();
-      if (auto plan = budget->plan()) {
-        plan_.set_blocks(std::move(*plan));
-      }
+    if (!budget) {
+      plan_.set(KeptActivations(), nullptr, std::nullopt);
+      return;
     }
+    budget->end();
+    plan_.set(budget->kept(), budget->plan_before(), budget->plan());
   }
 
   /// "ReversibleSequence::forward(): block 7 (AffineCoupling)"
@@ -234,7 +244,6 @@ class Chain {
 
   std::vector<std::shared_ptr<Invertible>> blocks_;
   BudgetPlan plan_;
-  KeptActivations kept_;
 };
 
 } // namespace memcnn::detail

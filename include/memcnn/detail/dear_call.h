@@ -97,6 +97,13 @@ class DearCall {
     return dear_.has_other_forms;
   }
 
+  bool uses_parameter() const {
+    return std::any_of(
+        arguments_.begin(), arguments_.end(), [](const auto& argument) {
+          return argument && argument->parameter != nullptr;
+        });
+  }
+
   /// Whether another call may be one of these.
   bool may_become(const OperatorHandler::Call& call) const {
     return has_other_forms() && call.dear.has_other_forms && !(op_ == call.op);

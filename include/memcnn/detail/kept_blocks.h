@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -75,6 +76,7 @@ class BudgetPlan {
       at::ScalarType,
       /*autocast=*/bool,
       /*training=*/bool,
+      /*trained_parameters=*/size_t,
       /*blocks=*/size_t>;
 
   static Kind kind_of(
@@ -82,6 +84,7 @@ class BudgetPlan {
       int64_t budget,
       const at::Tensor& input,
       bool training,
+      size_t trained_parameters,
       size_t blocks) {
     return {
         direction,
@@ -90,26 +93,51 @@ class BudgetPlan {
         input.scalar_type(),
         is_autocast_on(input.device()),
         training,
+        trained_parameters,
         blocks};
   }
 
+  BudgetPlan() = default;
+  /// A copy finds its own.
+  BudgetPlan(const BudgetPlan& /*other*/) {}
+  BudgetPlan& operator=(const BudgetPlan& /*other*/) {
+    return *this;
+  }
+
   /// Empty where the last run was of another kind.
-  std::shared_ptr<const Blocks> blocks(Kind kind) {
+  std::shared_ptr<const Blocks> blocks(const Kind& kind) {
+    const std::lock_guard lock(mutex_);
     if (kind != kind_) {
-      kind_ = std::move(kind);
+      kind_ = kind;
       blocks_ = std::make_shared<const Blocks>();
     }
     return blocks_;
   }
 
-  /// What the run of that kind came to.
-  void set_blocks(Blocks blocks) {
-    blocks_ = std::make_shared<const Blocks>(std::move(blocks));
+  /// What a run kept that went by the blocks `before`, and what the next one may
+  /// go by. If another thread's run was of another kind since, it has to plan.
+  void set(
+      const KeptActivations& kept,
+      const std::shared_ptr<const Blocks>& before,
+      std::optional<Blocks> blocks) {
+    const std::lock_guard lock(mutex_);
+    kept_ = kept;
+    if (blocks && before == blocks_) {
+      blocks_ = std::make_shared<const Blocks>(std::move(*blocks));
+    }
+  }
+
+  /// What the last run kept.
+  KeptActivations kept() const {
+    const std::lock_guard lock(mutex_);
+    return kept_;
   }
 
  private:
+  mutable std::mutex mutex_; // several threads may run one sequence
   std::optional<Kind> kind_;
   std::shared_ptr<const Blocks> blocks_;
+  KeptActivations kept_;
 };
 
 /// What the blocks of a chain keep in one run, within a budget of bytes (Note
@@ -155,20 +183,24 @@ class KeptBlocks {
     }
   }
 
-  /// What the next run of the kind may go by, once all blocks have run: none if
-  /// they were other ones than planned. Nothing if this run was not measured.
+  /// What this run goes by.
+  const std::shared_ptr<const BudgetPlan::Blocks>& plan_before() const {
+    return plan_;
+  }
+
+  /// What the next run of the kind may go by, once all blocks have run. Nothing
+  /// if this one was not measured.
   std::optional<BudgetPlan::Blocks> plan() const {
     if (!is_measured_) {
       return std::nullopt;
     }
     BudgetPlan::Blocks plan;
     for (size_t k = 0; k < blocks_.size(); ++k) {
-      if (!is_as_planned(k)) {
-        return BudgetPlan::Blocks();
-      }
       plan.push_back({blocks_[k].is_whole, {}, multiply_adds(k)});
       if (!plan[k].is_whole) {
-        plan[k].results = blocks_[k].results.which_are_kept();
+        plan[k].results = is_as_planned(k)
+            ? blocks_[k].results.which_are_kept()
+            : RunResults::Which(blocks_[k].results.size(), true);
       }
     }
     return plan;
@@ -208,7 +240,9 @@ class KeptBlocks {
     return plan_->empty() ? nullptr : &(*plan_)[k];
   }
 
-  /// Parts of it may run in another mode now.
+  /// Whether it called as many dear operators as planned. Without a graph others
+  /// may run than with one, and parts of it may be in another mode now: the next
+  /// run finds out anew which of its results are worth most.
   bool is_as_planned(size_t k) const {
     const BudgetPlan::Block* plan = planned(k);
     return plan == nullptr || !plan->keeps_results() ||
@@ -217,7 +251,9 @@ class KeptBlocks {
 
   double multiply_adds(size_t k) const {
     const BudgetPlan::Block* plan = planned(k);
-    return plan ? plan->multiply_adds : blocks_[k].results.multiply_adds();
+    return plan != nullptr && is_as_planned(k)
+        ? plan->multiply_adds
+        : blocks_[k].results.multiply_adds();
   }
 
   /// With a graph, which is kept. Results that the graph has as well cost

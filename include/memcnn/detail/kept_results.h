@@ -40,7 +40,8 @@ namespace memcnn::detail {
 //    same parameters, or backward stops. Other operators may differ. Of which
 //    operators products and attention consist depends on whether a graph is
 //    recorded, as LibTorch chooses: those that the first run did not call, in
-//    the place of some that it did, run.
+//    the place of some that it did, run, and so do all products of activations
+//    from there to the next call that tells its place by a parameter.
 // 4. A result is let go as the second run takes it, unless the graph is
 //    retained, and at the latest when the backward step of its block is done.
 // 5. A call that draws random numbers, as attention with dropout does, always
@@ -112,11 +113,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
 
     /// It has come to its end.
     void end() {
-      const auto& calls = results_.calls_;
-      while (is_other_form_ && next_ < calls.size() &&
-             calls[next_].has_other_forms()) {
-        ++next_;
-      }
+      skip_other_forms([](const DearCall& /*noted*/) { return false; });
       check_count();
     }
 
@@ -141,33 +138,56 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     }
 
     /// The call of the first run that this one repeats; null where it is another
-    /// form of some (rule 3), which those that follow it leave out.
+    /// form of some (rule 3).
     DearCall* repeated(const Call& call) {
-      auto& calls = results_.calls_;
-      for (size_t i = next_; i < calls.size(); ++i) {
-        if (calls[i].fits(call)) {
-          next_ = i + 1;
+      const DearCall found(call, results_.parameters_);
+      // Which of the products of activations it would be cannot be told.
+      if (!is_other_form_ || found.uses_parameter() ||
+          !found.has_other_forms()) {
+        skip_other_forms(
+            [&](const DearCall& noted) { return noted.fits(call); });
+        auto& calls = results_.calls_;
+        if (next_ < calls.size() && calls[next_].fits(call)) {
           is_other_form_ = false;
-          return &calls[i];
-        }
-        if (!is_other_form_ || !calls[i].has_other_forms()) {
-          break;
+          other_weights_ = 0;
+          return &calls[next_++];
         }
       }
-      check_other_form(call);
+      check_other_form(found, call);
       is_other_form_ = true;
+      other_weights_ += found.uses_parameter();
       return nullptr;
     }
 
-    void check_other_form(const Call& call) const {
+    /// Calls of the first run in whose place others ran, up to one that `ends`
+    /// it. Of those with a parameter no more than of the others.
+    template <class Ends>
+    void skip_other_forms(const Ends& ends) {
+      const auto& calls = results_.calls_;
+      size_t weights = other_weights_;
+      for (size_t i = next_; is_other_form_ && i <= calls.size(); ++i) {
+        if (i == calls.size() || ends(calls[i]) ||
+            !calls[i].has_other_forms() ||
+            (calls[i].uses_parameter() && weights-- == 0)) {
+          next_ = i;
+          return;
+        }
+      }
+    }
+
+    void check_other_form(const DearCall& found, const Call& call) const {
       const auto& calls = results_.calls_;
       const bool has_next = next_ < calls.size();
+      const bool is_other_form = is_other_form_
+          ? found.has_other_forms()
+          : has_next && calls[next_].may_become(call);
       const auto fits = [&](const DearCall& noted) {
         return noted.fits(call);
       };
       TORCH_CHECK(
-          has_next && calls[next_].may_become(call) &&
-              std::none_of(calls.begin(), calls.end(), fits),
+          is_other_form &&
+              !(found.uses_parameter() &&
+                std::any_of(calls.begin(), calls.end(), fits)),
           "memcnn: expected '",
           branch_.name(),
           "' to run in backward the operators that it ran in forward, ",
@@ -176,7 +196,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
           " as number ",
           next_,
           " of its convolutions, products and attention, but got ",
-          DearCall(call, results_.parameters_).described(branch_),
+          found.described(branch_),
           kAdvice);
     }
 
@@ -205,6 +225,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     bool release_;
     size_t next_ = 0;
     bool is_other_form_ = false; // the last call, of some from the next one on
+    size_t other_weights_ = 0; // how many of these calls had a parameter
   };
 
   /// Whether the result of a call was kept and not given up since.
