@@ -355,6 +355,21 @@ TEST_F(InvertibleModuleWrapper, BudgetReachesTheBlocksOfASequence) {
   EXPECT_EQ(convolutions_of_backward(chain(), 4 * kResultBytes), 0);
 }
 
+TEST_F(InvertibleModuleWrapper, ASequenceInsideKeepsByItsOwnBudget) {
+  memcnn::ReversibleSequence chain(
+      memcnn::ReversibleSequenceOptions().memory_budget(kResultBytes),
+      memcnn::AdditiveCoupling(SmoothBranch(2), SmoothBranch(2)),
+      memcnn::AdditiveCoupling(SmoothBranch(2), SmoothBranch(2)));
+  chain->to(torch::kDouble);
+  memcnn::InvertibleModuleWrapper block(
+      chain, memcnn::InvertibleModuleWrapperOptions().memory_budget(1 << 20));
+  for (int step = 0; step < 2; ++step) { // measured, and as planned
+    block(torch::sin(leaf({2, 4, 3, 3}))).sum().backward();
+    EXPECT_EQ(chain->kept().results, 1u) << step;
+    EXPECT_EQ(block->kept().results, 0u) << step;
+  }
+}
+
 TEST_F(InvertibleModuleWrapper, BudgetInInverse) {
   memcnn::AdditiveCoupling coupling(SmoothBranch(2), SmoothBranch(2));
   coupling->to(torch::kDouble);

@@ -114,8 +114,9 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
   }
 
   /// What a memory_budget kept in the last call with a graph: bytes, results of
-  /// operators, and what they spare. Can be printed.
-  const KeptActivations& kept() const {
+  /// operators, and what they spare. Can be printed. Not for use from several
+  /// threads.
+  KeptActivations kept() const {
     return kept_;
   }
 

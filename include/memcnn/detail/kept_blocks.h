@@ -160,9 +160,8 @@ class KeptBlocks {
     const BudgetPlan::Block* plan = planned(k);
     Block& kept =
         blocks_.emplace_back(recording, plan ? &plan->results : nullptr);
-    if (plan == nullptr || plan->keeps_results()) {
-      recording.keep_results(&kept.results);
-    }
+    const bool keeps = plan == nullptr || plan->keeps_results();
+    recording.keep_results(keeps ? &kept.results : nullptr);
     Tensors outputs;
     if (plan ? plan->is_whole : is_measured_) {
       outputs = run_whole(k, block, direction, std::move(inputs));
