@@ -173,7 +173,7 @@ auto checkpoint(
   detail::check_budget(options.memory_budget(), "checkpoint()");
   const auto kept = options.memory_budget() > 0
       ? std::make_shared<detail::KeptSegments>(
-            options.memory_budget(), /*keeps_graphs=*/false)
+            options.memory_budget(), /*graphs=*/0)
       : nullptr;
   auto result = detail::run_checkpointed<Result>(
       "checkpoint()",

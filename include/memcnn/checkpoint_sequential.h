@@ -66,7 +66,7 @@ class Segments {
     check();
     if (options.memory_budget()) {
       kept_ = std::make_shared<KeptSegments>(
-          *options.memory_budget(), /*keeps_graphs=*/true);
+          *options.memory_budget(), /*graphs=*/count());
     }
   }
 

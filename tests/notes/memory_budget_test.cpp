@@ -178,12 +178,13 @@ TEST_F(MemoryBudget, Rule4InsideAProfilerAnEarlierChoiceHolds) {
 
 // Rule 5: segments choose while they run.
 
-/// What four segments keep.
+/// What segments keep.
 memcnn::KeptActivations kept_of_segments(
     const std::vector<torch::nn::AnyModule>& modules,
-    int64_t budget) {
+    int64_t budget,
+    int64_t segments = 4) {
   torch::nn::Sequential layers;
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < segments; ++i) {
     layers->push_back(torch::nn::Linear(256, 256));
     for (const torch::nn::AnyModule& module : modules) {
       layers->push_back(module);
@@ -192,7 +193,7 @@ memcnn::KeptActivations kept_of_segments(
   const auto kept = std::make_shared<memcnn::KeptActivations>();
   memcnn::checkpoint_sequential(
       memcnn::CheckpointSequentialOptions()
-          .segments(4)
+          .segments(segments)
           .memory_budget(budget)
           .kept(kept),
       layers,
@@ -216,6 +217,30 @@ TEST(MemoryBudgetOfSegments, Rule5ARunningSegmentPushesNoResultsOut) {
   EXPECT_EQ(kept.results, 3u);
   EXPECT_EQ(kept.blocks, 1u);
   EXPECT_EQ(kept_of_segments(modules, kMuch).bytes, 8 * kResult);
+}
+
+TEST(MemoryBudgetOfSegments, Rule5NoResultGetsLostByAGraphThatIsGivenUp) {
+  // The first of two results is the graph's as well, which has three tensors.
+  const std::vector<torch::nn::AnyModule> modules = {
+      torch::nn::AnyModule(torch::nn::GELU()),
+      torch::nn::AnyModule(torch::nn::Linear(256, 256)),
+      torch::nn::AnyModule(torch::nn::Sigmoid())};
+  for (const int64_t segments : {2, 3, 5}) {
+    const int64_t all = segments * 3 * kResult;
+    for (int64_t budget = all * 2 / 3; budget <= all; budget += kResult / 4) {
+      const auto kept = kept_of_segments(modules, budget, segments);
+      EXPECT_EQ(2 * kept.blocks + kept.results, 2 * segments) << budget;
+    }
+  }
+}
+
+TEST(MemoryBudgetOfSegments, Rule5NothingIsKeptBesideGraphsThatAllHaveRoom) {
+  const std::vector<torch::nn::AnyModule> modules = {
+      torch::nn::AnyModule(torch::nn::Sigmoid()),
+      torch::nn::AnyModule(torch::nn::Sigmoid())};
+  const auto kept = kept_of_segments(modules, 8 * kResult);
+  EXPECT_EQ(kept.blocks, 4u);
+  EXPECT_EQ(kept.bytes, 8 * kResult);
 }
 
 TEST(

@@ -11,9 +11,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -141,20 +143,20 @@ class KeptSegment {
 /// budget], rule 5). Keeps results of the segment that runs.
 class KeptSegments final : public ResultKeeper {
  public:
-  /// Segments keep results alone, or their graphs as well.
-  KeptSegments(int64_t budget, bool keeps_graphs)
-      : keeps_results_(budget > 0),
-        keeps_graphs_(keeps_graphs),
+  /// So many segments may keep their graphs; 0: they keep results alone.
+  KeptSegments(int64_t budget, int64_t graphs)
+      : budget_(budget),
+        graphs_(graphs),
         choice_(budget, [this] { return bytes(); }) {}
 
   /// Whether there is room for any result.
   bool keeps_results() const {
-    return keeps_results_;
+    return budget_ > 0;
   }
 
   /// The next segment begins to run. Its graph saves there, if it has one.
   void begin(std::shared_ptr<SavedTensors> saved, const Tensors& held_anyway) {
-    const bool keeps_graph = keeps_graphs_ && saved != nullptr;
+    const bool keeps_graph = graphs_ > 0 && saved != nullptr;
     segments_.emplace_back(segments_.size(), std::move(saved), held_anyway);
     if (keeps_graph) {
       running().keep_graph();
@@ -190,7 +192,7 @@ class KeptSegments final : public ResultKeeper {
     }
     make_room();
     if (running().is_whole()) {
-      last_worth_ = running().graph_worth();
+      last_worth_ = will_stay_whole() ? kOutlastsAll : running().graph_worth();
       running().let_go_outranked(last_worth_);
       running().enter_graph(choice_);
     }
@@ -210,8 +212,25 @@ class KeptSegments final : public ResultKeeper {
   }
 
  private:
+  static constexpr double kOutlastsAll =
+      std::numeric_limits<double>::infinity();
+
   KeptSegment& running() {
     return segments_.back();
+  }
+
+  /// Whether no later segment will push the running one out, if those to come
+  /// are like those that have run.
+  bool will_stay_whole() {
+    const bool is_last = static_cast<int64_t>(segments_.size()) == graphs_;
+    const int64_t bytes_of_graphs = bytes() - running().results().bytes_alone();
+    return is_last ||
+        (std::all_of(
+             segments_.begin(),
+             segments_.end(),
+             [](const KeptSegment& segment) { return segment.is_whole(); }) &&
+         static_cast<double>(bytes_of_graphs) * graphs_ <=
+             static_cast<double>(budget_) * segments_.size());
   }
 
   /// The worth of a graph is not known before its end. Until then whole segments
@@ -243,8 +262,8 @@ class KeptSegments final : public ResultKeeper {
     return sum;
   }
 
-  bool keeps_results_;
-  bool keeps_graphs_;
+  int64_t budget_;
+  int64_t graphs_;
   KeptChoice choice_;
   double last_worth_ = 0; // of a whole segment
   std::deque<KeptSegment> segments_;
