@@ -88,11 +88,7 @@ class Interaction : public testing::TestWithParam<Engine> {
   Chain chain_ = Chain::make(3, conv_branch(torch::kDouble, torch::kCPU));
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Engines,
-    Interaction,
-    all_engines(),
-    engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, Interaction, all_engines(), engine_name);
 
 TEST_P(Interaction, AutocastToBFloat16) {
   expect_equal_under_autocast(GetParam(), torch::kCPU, torch::kBFloat16);
@@ -401,11 +397,7 @@ class InteractionCuda : public testing::TestWithParam<Engine> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Engines,
-    InteractionCuda,
-    all_engines(),
-    engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, InteractionCuda, all_engines(), engine_name);
 
 TEST_P(InteractionCuda, AutocastToFloat16) {
   expect_equal_under_autocast(GetParam(), {torch::kCUDA, 0}, torch::kHalf);

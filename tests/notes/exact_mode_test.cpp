@@ -73,11 +73,7 @@ class ExactMode : public testing::TestWithParam<Engine> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Engines,
-    ExactMode,
-    all_engines(),
-    engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, ExactMode, all_engines(), engine_name);
 
 // Rule 1: sums of multiples of 2^-k are exact, so that reconstruction is.
 

@@ -2,6 +2,7 @@
 //
 // Note [Memory budget], rule by rule.
 
+#include "../support/counted_operators.h"
 #include "../support/modules.h"
 #include "../support/probes.h"
 #include "../support/tolerances.h"
@@ -17,6 +18,8 @@
 #include <cstdint>
 #include <memory>
 #include <sstream>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace memcnn_test {
@@ -107,7 +110,8 @@ TEST_F(MemoryBudget, Rule1WhatIsKeptStaysWithinTheBudget) {
   }
 }
 
-// Rule 2: the last blocks are kept, in the order of the direction.
+// Rule 2: of blocks that are worth the same the last are kept, in the order of
+// the direction.
 
 TEST_F(MemoryBudget, Rule2TheLastBlocksDoNotRunAgain) {
   const torch::Tensor loss = forward(budget_for_some());
@@ -174,6 +178,166 @@ TEST_F(MemoryBudget, Rule4InsideAProfilerAnEarlierChoiceHolds) {
   const size_t kept = sequence_->kept_blocks();
   ASSERT_GT(kept, 0u);
   EXPECT_EQ(in_profiler(), kept);
+}
+
+// Convolutions, whose results are worth more than what else blocks save.
+
+constexpr int64_t kWidth = 16; // channels of a half
+
+/// Blocks of two branches as in a RevNet, of which each has two results to keep:
+/// of a convolution, and the statistics of batch normalisation.
+class BudgetOfConvolutions : public testing::Test {
+ protected:
+  void SetUp() override {
+    torch::manual_seed(1);
+    for (size_t i = 0; i < kDepth; ++i) {
+      sequence_->push_back(memcnn::AdditiveCoupling(branch(), branch()));
+    }
+    sequence_->to(torch::kDouble);
+  }
+
+  static torch::nn::Sequential branch() {
+    return torch::nn::Sequential(
+        torch::nn::Conv2d(
+            torch::nn::Conv2dOptions(kWidth, kWidth, 3).padding(1).bias(false)),
+        torch::nn::BatchNorm2d(kWidth),
+        torch::nn::ReLU(torch::nn::ReLUOptions(/*inplace=*/true)));
+  }
+
+  torch::Tensor forward(int64_t budget) {
+    sequence_->options.memory_budget(budget);
+    return sequence_(x_ * 1).square().sum();
+  }
+
+  std::vector<torch::Tensor> gradients(const torch::Tensor& loss) {
+    std::vector<torch::Tensor> sources = sequence_->parameters();
+    sources.push_back(x_);
+    return torch::autograd::grad({loss}, sources);
+  }
+
+  std::vector<torch::Tensor> plain_gradients() {
+    const memcnn::PlainAutogradGuard plain;
+    return gradients(forward(0));
+  }
+
+  /// Bytes that a step holds after forward, and kept() in words.
+  std::pair<int64_t, std::string> step(int64_t budget) {
+    memcnn::AllocationMeter added;
+    const torch::Tensor loss = forward(budget);
+    const int64_t held = added.held_bytes();
+    gradients(loss);
+    return {held, c10::str(sequence_->kept())};
+  }
+
+  int64_t all_blocks() {
+    forward(kMuch);
+    return sequence_->kept().bytes;
+  }
+
+  int64_t all_results() const {
+    return static_cast<int64_t>(kDepth) *
+        (static_cast<int64_t>(x_.nbytes()) + 4 * kWidth * 8);
+  }
+
+  memcnn::ReversibleSequence sequence_{memcnn::ReversibleSequenceOptions()};
+  torch::Tensor x_ = leaf({4, 2 * kWidth, 8, 8});
+};
+
+TEST_F(BudgetOfConvolutions, Rule1WhatIsKeptIsHeldAndWithinTheBudget) {
+  const int64_t all = all_blocks();
+  const auto [unavoidable, nothing] = step(0);
+  for (int i = 0; i <= 16; ++i) {
+    const int64_t budget = all * i / 16 + i % 3;
+    SCOPED_TRACE(budget);
+    for (int repetition = 0; repetition < 3; ++repetition) {
+      const int64_t held = step(budget).first;
+      EXPECT_LE(held, unavoidable + budget) << repetition;
+      EXPECT_LE(held, unavoidable + sequence_->kept().bytes) << repetition;
+    }
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule1TheSecondStepKeepsWhatTheFirstOneLeft) {
+  const int64_t all = all_blocks();
+  for (int i = 1; i < 8; ++i) {
+    const auto first = step(all * i / 8);
+    const auto second = step(all * i / 8);
+    EXPECT_EQ(second.second, first.second) << i;
+    EXPECT_EQ(second.first, first.first) << i;
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule1BackwardNeedsOneBlockBesideIt) {
+  const auto peak_beside_held = [&](int64_t budget) {
+    memcnn::AllocationMeter meter;
+    const torch::Tensor loss = forward(budget);
+    const int64_t held = meter.held_bytes();
+    gradients(loss);
+    return meter.peak_bytes() - held;
+  };
+  const int64_t all = all_blocks();
+  const int64_t without = peak_beside_held(0);
+  for (int i = 1; i <= 8; ++i) {
+    step(all * i / 8); // whose forward has graphs that it gives up
+    EXPECT_LE(peak_beside_held(all * i / 8), without) << i;
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule2ResultsComeFirstAndThenBlocks) {
+  forward(all_results());
+  EXPECT_EQ(sequence_->kept().blocks, 0u);
+  EXPECT_EQ(sequence_->kept().results, 4 * kDepth);
+  EXPECT_EQ(sequence_->kept().bytes, all_results());
+  EXPECT_EQ(sequence_->kept().spared, sequence_->kept().multiply_adds);
+  forward(kMuch);
+  EXPECT_EQ(sequence_->kept().blocks, kDepth);
+  EXPECT_EQ(sequence_->kept().results, 0u);
+}
+
+TEST_F(BudgetOfConvolutions, Rule2ResultsThatAreNotKeptRunAgain) {
+  const auto convolutions = [](const CountedOperators& counted) {
+    return counted.counts()["aten::convolution"];
+  };
+  for (int repetition = 0; repetition < 2; ++repetition) {
+    const torch::Tensor loss = forward(all_results() / 2);
+    // Half of them, and all statistics.
+    EXPECT_EQ(sequence_->kept().results, 3 * kDepth - 1);
+    const CountedOperators counted;
+    gradients(loss);
+    EXPECT_EQ(convolutions(counted), static_cast<int>(kDepth) + 1);
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule2ABudgetForNothingKeepsNothing) {
+  for (const int64_t budget : {1, 7}) {
+    const torch::Tensor loss = forward(budget);
+    EXPECT_EQ(sequence_->kept().bytes, 0);
+    EXPECT_EQ(sequence_->kept().results, 0u);
+    EXPECT_LT(
+        relative_error(gradients(loss), plain_gradients()), kGradientFloat64);
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule3GradientsAreRightAtEveryBudget) {
+  const auto expected = plain_gradients();
+  const int64_t all = all_blocks();
+  for (int i = 0; i <= 16; ++i) {
+    for (int repetition = 0; repetition < 2; ++repetition) {
+      EXPECT_LT(
+          relative_error(gradients(forward(all * i / 16)), expected),
+          kGradientFloat64)
+          << i;
+    }
+  }
+}
+
+TEST_F(BudgetOfConvolutions, Rule4InsideAProfilerResultsAloneAreKept) {
+  std::ostringstream trace;
+  const torch::autograd::profiler::RecordProfile profiler(trace);
+  forward(kMuch);
+  EXPECT_EQ(sequence_->kept().blocks, 0u);
+  EXPECT_EQ(sequence_->kept().results, 4 * kDepth);
+  EXPECT_EQ(sequence_->kept().bytes, all_results());
 }
 
 // Rule 5: segments choose while they run.

@@ -55,11 +55,7 @@ class Recomputation : public testing::TestWithParam<Engine> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Engines,
-    Recomputation,
-    all_engines(),
-    engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, Recomputation, all_engines(), engine_name);
 
 // Rule 1: what runs again sees what forward saw.
 
