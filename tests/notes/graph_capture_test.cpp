@@ -347,10 +347,12 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Way::kPlain,
         Way::kWrapper,
+        Way::kWrapperBudget,
         Way::kKeepInput,
         Way::kSequence,
         Way::kBudget,
-        Way::kCheckpoint),
+        Way::kCheckpoint,
+        Way::kCheckpointBudget),
     way_name);
 
 TEST_P(ReplayCuda, Rule1LossesEqualEagerOnesInFloat32) {
