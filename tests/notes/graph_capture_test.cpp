@@ -347,12 +347,12 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Way::kPlain,
         Way::kWrapper,
-        Way::kWrapperBudget,
         Way::kKeepInput,
+        Way::kResults,
         Way::kSequence,
         Way::kBudget,
         Way::kCheckpoint,
-        Way::kCheckpointBudget),
+        Way::kCheckpointResults),
     way_name);
 
 TEST_P(ReplayCuda, Rule1LossesEqualEagerOnesInFloat32) {
@@ -399,6 +399,25 @@ TEST_F(CapturedCuda, Rule1HoldsForCheckpointSequential) {
     Training eager(/*captured=*/false, segments, torch::kFloat);
     Training captured(/*captured=*/true, segments, torch::kFloat);
     expect_equal_losses(eager, captured);
+  }
+}
+
+TEST_F(CapturedCuda, Rule1HoldsForSomeResultsWithinABudget) {
+  constexpr int64_t kResult = 4 * 4 * 8 * 8 * 4; // bytes
+  for (const int64_t results : {1, 3, 4, 7}) {
+    const auto pair = [&] {
+      return torch::nn::AnyModule(memcnn::ReversibleSequence(
+          memcnn::ReversibleSequenceOptions().memory_budget(results * kResult),
+          memcnn::AdditiveCoupling(ConvBranch(4), ConvBranch(4)),
+          memcnn::AdditiveCoupling(ConvBranch(4), ConvBranch(4))));
+    };
+    Training eager(/*captured=*/false, pair, torch::kFloat);
+    Training captured(/*captured=*/true, pair, torch::kFloat);
+    expect_equal_losses(eager, captured);
+    const auto& kept =
+        captured.block(0).get<memcnn::ReversibleSequence>()->kept();
+    EXPECT_GT(kept.results + kept.blocks, 0u);
+    EXPECT_LE(kept.bytes, results * kResult);
   }
 }
 

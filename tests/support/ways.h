@@ -22,7 +22,8 @@ enum class Way {
   kResults, // a wrapper that keeps them
   kSequence,
   kBudget,
-  kCheckpoint
+  kCheckpoint,
+  kCheckpointResults
 };
 
 inline std::string name_of(Way way) {
@@ -39,8 +40,10 @@ inline std::string name_of(Way way) {
       return "Sequence";
     case Way::kBudget:
       return "Budget";
-    default:
+    case Way::kCheckpoint:
       return "Checkpoint";
+    default:
+      return "CheckpointResults";
   }
 }
 inline void PrintTo(Way way, std::ostream* stream) {
@@ -58,26 +61,31 @@ inline auto saving_ways() {
       Way::kResults,
       Way::kSequence,
       Way::kBudget,
-      Way::kCheckpoint);
+      Way::kCheckpoint,
+      Way::kCheckpointResults);
 }
 
 template <class M>
 struct CheckpointedImpl final : torch::nn::Cloneable<CheckpointedImpl<M>> {
-  explicit CheckpointedImpl(M module_) : module(std::move(module_)) {
+  explicit CheckpointedImpl(
+      M module_,
+      const memcnn::CheckpointOptions& options_ = {})
+      : module(std::move(module_)), options(options_) {
     reset();
   }
   void reset() override {
     this->register_module("module", module);
   }
   torch::Tensor forward(torch::Tensor x) {
-    return memcnn::checkpoint(module, x);
+    return memcnn::checkpoint(options, module, x);
   }
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device) const override {
     return std::make_shared<CheckpointedImpl>(
-        memcnn::detail::clone(module, device));
+        memcnn::detail::clone(module, device), options);
   }
   M module;
+  memcnn::CheckpointOptions options;
 };
 
 /// A module of one Tensor to one Tensor, to be run in a way.
@@ -103,7 +111,10 @@ torch::nn::AnyModule run_in(Way way, M module) {
               way == Way::kBudget ? kBudget : 0),
           module));
     default:
-      return torch::nn::AnyModule(std::make_shared<Checkpointed>(module));
+      return torch::nn::AnyModule(std::make_shared<Checkpointed>(
+          module,
+          memcnn::CheckpointOptions().memory_budget(
+              way == Way::kCheckpointResults ? kBudget : 0)));
   }
 }
 
