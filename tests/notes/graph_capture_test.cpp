@@ -295,6 +295,15 @@ additive(Way way, F f, G g, std::optional<int64_t> bits = std::nullopt) {
 torch::nn::AnyModule conv_coupling(Way way) {
   return additive(way, ConvBranch(4), ConvBranch(4));
 }
+/// Writes what its convolutions return.
+torch::nn::AnyModule relu_coupling(Way way) {
+  const auto branch = [] {
+    return torch::nn::Sequential(
+        torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 4, 3).padding(1)),
+        torch::nn::ReLU(torch::nn::ReLUOptions(/*inplace=*/true)));
+  };
+  return additive(way, branch(), branch());
+}
 torch::nn::AnyModule exact_coupling(Way way) {
   return additive(way, ConvBranch(4), ConvBranch(4), /*bits=*/14);
 }
@@ -360,6 +369,9 @@ TEST_P(ReplayCuda, Rule1LossesEqualEagerOnesInFloat32) {
 }
 TEST_P(ReplayCuda, Rule1LossesEqualEagerOnesInBFloat16) {
   expect_replays(&conv_coupling, torch::kBFloat16);
+}
+TEST_P(ReplayCuda, Rule1HoldsWhereBranchesWriteWhatWouldBeKept) {
+  expect_replays(&relu_coupling, torch::kFloat);
 }
 TEST_P(ReplayCuda, Rule1HoldsForAffineCouplings) {
   expect_replays(&affine_coupling, torch::kFloat);

@@ -391,6 +391,56 @@ TEST_P(WrittenResults, Rule2SeveralPassesAreAlike) {
   }
 }
 
+/// On a GPU, where they run again, if need be.
+class WrittenResultsCuda : public WrittenResults {
+ protected:
+  void SetUp() override {
+    if (!torch::cuda::is_available()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+  }
+};
+
+std::vector<Writer> writers_of_a_gpu() {
+  std::vector<Writer> all = returners();
+  for (const Writer& writer : writers()) {
+    if (writer.name != "WriteThroughAPointer") {
+      all.push_back(writer);
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Ways,
+    WrittenResultsCuda,
+    testing::Combine(
+        all_ways_of_keeping(),
+        testing::ValuesIn(writers_of_a_gpu())),
+    way_and_case<Writer>);
+
+TEST_P(WrittenResultsCuda, Rule2GradientsEqualPlainOnes) {
+  const auto& [way, writer] = GetParam();
+  torch::manual_seed(1);
+  KeepingChain chain(conv_branch(writer.function));
+  chain.sequence->to(torch::kCUDA);
+  const Tensor x = image_leaf().detach().to(torch::kCUDA).requires_grad_();
+  const Tensors expected = chain.gradients(chain.plain(x), x);
+  Keeper keeper(way);
+  const Tensor loss = chain.loss(chain.run(way, keeper, made_by_a_layer(x)));
+  Tensors sources = {x};
+  for (const Tensor& parameter : chain.sequence->parameters()) {
+    sources.push_back(parameter);
+  }
+  EXPECT_GE(keeper.kept().count, 4u);
+  for (const bool retain : {true, false}) {
+    EXPECT_LT(
+        relative_error(
+            torch::autograd::grad({loss}, sources, {}, retain), expected),
+        kGradientFloat64);
+  }
+}
+
 /// An output that is a kept result, which the caller writes.
 TEST(KeptResultsOfACheckpoint, Rule2MayBeWrittenByTheCaller) {
   torch::manual_seed(1);

@@ -69,6 +69,7 @@ class DearCall {
     is_kept_ = keep;
     for (size_t i = 0; keep && i < results.size(); ++i) {
       results_.push_back(shared(results[i]));
+      versions_.push_back(version_of(results_.back()));
       if (is_defined(results[i])) {
         storages_.push_back(
             results[i].toTensor().storage().getWeakStorageImpl());
@@ -109,12 +110,15 @@ class DearCall {
     return has_other_forms() && call.dear.has_other_forms && !(op_ == call.op);
   }
 
-  /// All results, for a call that is like this one; none where it has to run.
-  /// They are let go, or shared.
+  /// All results, for a call that is like this one; none where it has to run,
+  /// as where one was written. They are let go, or stay as they are.
   Values results_for(const OperatorHandler::Call& call, bool let_go) {
     Values results;
-    for (const c10::IValue& result : results_) {
-      results.push_back(let_go ? result : shared(result));
+    for (size_t i = 0; i < results_.size(); ++i) {
+      if (version_of(results_[i]) != versions_[i]) {
+        return {};
+      }
+      results.push_back(let_go ? results_[i] : another(results_[i]));
     }
     if (let_go) {
       results_.clear();
@@ -153,8 +157,12 @@ class DearCall {
       if (!is_defined(result)) {
         return true;
       }
+      const c10::Storage& own = result.toTensor().storage();
+      const size_t owners = own.use_count();
       const auto storage = storages_[i++].lock();
-      return storage && storage->data() == data_of(result);
+      return storage.get() == own.unsafeGetStorageImpl()
+          ? owners > 1
+          : storage && storage->data() == own.data();
     };
     return !std::all_of(results_.begin(), results_.end(), is_held);
   }
@@ -212,17 +220,44 @@ class DearCall {
     return value.toTensor().storage().data();
   }
 
-  /// A value whose memory is shared until somebody writes it.
+  /// A value in the same memory, for as long as nobody writes it (rule 2).
   static c10::IValue shared(const c10::IValue& value) {
     if (!is_defined(value)) {
       return value;
     }
     const at::Tensor& tensor = value.toTensor();
+    return can_copy_on_write(tensor) ? at::_lazy_clone(tensor)
+                                     : with_its_version(tensor);
+  }
+
+  /// Likewise, which may be written.
+  static c10::IValue another(const c10::IValue& value) {
+    if (!is_defined(value)) {
+      return value;
+    }
+    const at::Tensor& tensor = value.toTensor();
+    return can_copy_on_write(tensor) ? at::_lazy_clone(tensor)
+                                     : at::clone(tensor);
+  }
+
+  /// On other devices LibTorch copies in the default stream, which neither waits
+  /// for the stream that computes, nor may be used in a capture.
+  static bool can_copy_on_write(const at::Tensor& tensor) {
     const c10::Storage& storage = tensor.storage();
-    const bool can_be_shared =
-        c10::impl::cow::is_cow_data_ptr(storage.data_ptr()) ||
-        c10::impl::cow::has_simple_data_ptr(*storage.unsafeGetStorageImpl());
-    return can_be_shared ? at::_lazy_clone(tensor) : at::clone(tensor);
+    return tensor.is_cpu() &&
+        (c10::impl::cow::is_cow_data_ptr(storage.data_ptr()) ||
+         c10::impl::cow::has_simple_data_ptr(*storage.unsafeGetStorageImpl()));
+  }
+
+  /// An alias of whose version is known whether the tensor was written.
+  static at::Tensor with_its_version(const at::Tensor& tensor) {
+    const at::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+    return at::Tensor(impl.shallow_copy_and_detach(
+        impl.version_counter(), /*allow_tensor_metadata_change=*/true));
+  }
+
+  static int64_t version_of(const c10::IValue& value) {
+    return is_defined(value) ? value.toTensor()._version() : 0;
   }
 
   static bool can_be_kept(const Values& results) {
@@ -259,6 +294,7 @@ class DearCall {
   const DearOperator& dear_; // of all operators, which stay
   std::vector<std::optional<Argument>> arguments_; // of those that are tensors
   Values results_; // none where they are not there
+  std::vector<int64_t> versions_; // as they were kept
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages_; // likewise
   double multiply_adds_ = 0;
   int64_t bytes_ = 0;

@@ -32,9 +32,10 @@ namespace memcnn::detail {
 //    graph, its saved arguments and its gradients, second ones too, are
 //    autograd's own. What follows a kept result computes from the very bits of
 //    forward.
-// 2. A kept result shares its memory with what the branch got until one of them
-//    is written in place, as ReLU(inplace) does: the writer then gets memory of
-//    its own (copy on write).
+// 2. A kept result shares its memory with what the branch got. On a CPU, until
+//    one of them is written in place, as ReLU(inplace) does: the writer then gets
+//    memory of its own (copy on write). On other devices a result that the branch
+//    wrote is none any more, and the operator runs again.
 // 3. The second run calls the same dear operators as the first, in the same
 //    order, with arguments of the same sizes, dtypes and devices, and with the
 //    same parameters, or backward stops. Other operators may differ. Of which
