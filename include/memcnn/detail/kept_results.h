@@ -150,22 +150,23 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
         auto& calls = results_.calls_;
         if (next_ < calls.size() && calls[next_].fits(call)) {
           is_other_form_ = false;
-          other_weights_ = 0;
+          others_ = 0;
           return &calls[next_++];
         }
       }
       check_other_form(found, call);
       is_other_form_ = true;
-      other_weights_ += found.uses_parameter();
+      ++others_;
       return nullptr;
     }
 
     /// Calls of the first run in whose place others ran, up to one that `ends`
-    /// it. Of those with a parameter no more than of the others.
+    /// it. Of those with a parameter no more than of the others, which may have
+    /// got a copy of it.
     template <class Ends>
     void skip_other_forms(const Ends& ends) {
       const auto& calls = results_.calls_;
-      size_t weights = other_weights_;
+      size_t weights = others_;
       for (size_t i = next_; is_other_form_ && i <= calls.size(); ++i) {
         if (i == calls.size() || ends(calls[i]) ||
             !calls[i].has_other_forms() ||
@@ -226,7 +227,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     bool release_;
     size_t next_ = 0;
     bool is_other_form_ = false; // the last call, of some from the next one on
-    size_t other_weights_ = 0; // how many of these calls had a parameter
+    size_t others_ = 0; // how many these were
   };
 
   /// Whether the result of a call was kept and not given up since.
