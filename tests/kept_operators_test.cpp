@@ -311,7 +311,8 @@ using Parameters = std::tuple<Keeping, Case>;
 class KeptOperators : public testing::TestWithParam<Parameters> {};
 
 TEST_P(KeptOperators, TheirResultsAreTaken) {
-  const auto& [way, each] = GetParam();
+  const Keeping way = std::get<0>(GetParam());
+  const Case& each = std::get<1>(GetParam());
   constexpr size_t kDepth = 2;
   KeepingChain chain = chain_of(each, kDepth);
   const Tensor x = leaf(each.sizes);
