@@ -669,6 +669,28 @@ TEST_P(KeptResults, Rule3AttentionWithALearnedMaskMayBeInPartsInOneRunOnly) {
   expect_like_plain(chain, leaf({2, 4, 5, 6}));
 }
 
+/// Which of several products it was cannot be told by sizes.
+TEST_P(KeptResults, Rule3ProductsOfTheSameSizesAreNotTakenForEachOther) {
+  KeepingChain chain([&] {
+    const Tensors weights = {
+        0.3 * torch::randn({6, 6}, torch::kDouble),
+        0.3 * torch::randn({6, 6}, torch::kDouble)};
+    return torch::nn::AnyModule(
+        FunctionBranch(weights, [](const Tensor& x, const Tensors& w) {
+          const Tensor weight = torch::tanh(w[0]);
+          const Tensor across = x.transpose(0, 1); // folded with a graph only
+          const Tensor first = torch::matmul(across, weight);
+          const Tensor second = torch::bmm(
+              torch::cos(across).contiguous(),
+              1 * weight.expand({across.size(0), 6, 6}));
+          const Tensor third = torch::matmul(torch::sin(across), weight);
+          return torch::matmul(
+              (first * torch::sin(second) + third).transpose(0, 1), w[1]);
+        }));
+  });
+  expect_like_plain(chain, leaf({3, 8, 6}));
+}
+
 // Rule 4: kept results are counted, and let go block by block.
 
 /// Bytes that one step takes beside its input: after forward, and at most.
