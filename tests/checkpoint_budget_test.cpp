@@ -3,7 +3,7 @@
 // The memory_budget of checkpoint() and checkpoint_sequential().
 
 #include "support/autocast.h"
-#include "support/operator_count.h"
+#include "support/counted_operators.h"
 #include "support/probes.h"
 #include "support/throws_error.h"
 #include "support/tolerances.h"
@@ -106,9 +106,9 @@ class CheckpointBudget : public testing::Test {
 
   /// How many convolutions backward runs again.
   static int runs_again(const torch::Tensor& y) {
-    const OperatorCount convolutions(OperatorCount::kConvolution);
+    const CountedOperators counted;
     y.sum().backward();
-    return convolutions.count();
+    return counted.count("aten::convolution");
   }
 
   int runs_again(const Options& options, nn::Sequential layers) {
@@ -244,9 +244,9 @@ TEST_F(CheckpointBudget, RetainedGraphsAndSecondDerivatives) {
 
     const torch::Tensor y = memcnn::checkpoint(options, layers, x_ * 1).sum();
     for (const bool retain : {true, true, false}) {
-      const OperatorCount convolutions(OperatorCount::kConvolution);
+      const CountedOperators counted;
       const auto found = torch::autograd::grad({y}, all, {}, retain);
-      EXPECT_EQ(convolutions.count(), 0);
+      EXPECT_EQ(counted.count("aten::convolution"), 0);
       EXPECT_TRUE(all_equal(
           found, torch::autograd::grad({layers->forward(x_ * 1).sum()}, all)));
     }
@@ -288,9 +288,9 @@ TEST_F(CheckpointBudget, SeveralInputsAndOutputs) {
   for (const bool early_stop : {true, false}) {
     const auto options = with(kMuch).early_stop(early_stop);
     const auto outputs = memcnn::checkpoint(options, cross, x_ * 1, b * 1);
-    const OperatorCount convolutions(OperatorCount::kConvolution);
+    const CountedOperators counted;
     EXPECT_TRUE(all_equal(gradients(outputs), expected));
-    EXPECT_EQ(convolutions.count(), 0);
+    EXPECT_EQ(counted.count("aten::convolution"), 0);
   }
 }
 
@@ -370,9 +370,9 @@ TEST_F(CheckpointBudget, AfterAnExceptionConvolutionsRunAsAlways) {
       }));
   layers->to(torch::kDouble);
   const auto plain = [&] {
-    const OperatorCount convolutions(OperatorCount::kConvolution);
+    const CountedOperators counted;
     convolution()->forward(x_.to(torch::kFloat));
-    return convolutions.count();
+    return counted.count("aten::convolution");
   };
   EXPECT_THROW(memcnn::checkpoint(with(kMuch), layers, x_), std::domain_error);
   EXPECT_EQ(plain(), 1);

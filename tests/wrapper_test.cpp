@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+#include "support/counted_operators.h"
 #include "support/modules.h"
-#include "support/operator_count.h"
 #include "support/probes.h"
 #include "support/throws_error.h"
 #include "support/tolerances.h"
@@ -323,10 +323,10 @@ int convolutions_of_backward(M module, int64_t budget) {
     return torch::autograd::grad({loss()}, sources);
   }();
   const torch::Tensor saving = loss();
-  const OperatorCount convolutions(OperatorCount::kConvolution);
+  const CountedOperators counted;
   const auto found = torch::autograd::grad({saving}, sources);
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
-  return convolutions.count();
+  return counted.count("aten::convolution");
 }
 
 constexpr int64_t kResultBytes = 2 * 2 * 3 * 3 * 8; // of half an input
@@ -381,10 +381,10 @@ TEST_F(InvertibleModuleWrapper, BudgetInInverse) {
       torch::autograd::grad({coupling->inverse(y * 2).pow(3).sum()}, {y});
   const torch::Tensor loss = block->inverse(y * 2).pow(3).sum();
   EXPECT_EQ(block->kept().results, 2u);
-  const OperatorCount convolutions(OperatorCount::kConvolution);
+  const CountedOperators counted;
   const auto found = torch::autograd::grad({loss}, {y});
   EXPECT_LT(relative_error(found, expected), kGradientFloat64);
-  EXPECT_EQ(convolutions.count(), 0);
+  EXPECT_EQ(counted.count("aten::convolution"), 0);
 }
 
 TEST_F(InvertibleModuleWrapper, KeptTellsOfTheLastCallWithAGraph) {

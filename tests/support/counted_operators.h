@@ -19,6 +19,11 @@ class CountedOperators final : public memcnn::detail::OperatorHandler {
     return counts_;
   }
 
+  int count(const std::string& name) const {
+    const auto found = counts_.find(name);
+    return found == counts_.end() ? 0 : found->second;
+  }
+
  private:
   void handle(const Call& call) override {
     ++counts_[call.op.operator_name().name];
