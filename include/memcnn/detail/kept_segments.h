@@ -229,8 +229,9 @@ class KeptSegments final : public ResultKeeper {
              segments_.begin(),
              segments_.end(),
              [](const KeptSegment& segment) { return segment.is_whole(); }) &&
-         static_cast<double>(bytes_of_graphs) * graphs_ <=
-             static_cast<double>(budget_) * segments_.size());
+         static_cast<double>(bytes_of_graphs) * static_cast<double>(graphs_) <=
+             static_cast<double>(budget_) *
+                 static_cast<double>(segments_.size()));
   }
 
   /// The worth of a graph is not known before its end. Until then whole segments
