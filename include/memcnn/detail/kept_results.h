@@ -42,8 +42,8 @@ namespace memcnn::detail {
 //    operators products and attention consist depends on whether a graph is
 //    recorded, as LibTorch chooses: those that the first run did not call, in
 //    the place of some that it did, run, and so do all products of activations
-//    from there to the next call that tells its place by a parameter. Under autocast parameters are cast,
-//    and not told apart.
+//    from there to the next call that tells its place by a parameter. Under
+//    autocast parameters are cast, and not told apart.
 // 4. A result is let go as the second run takes it, unless the graph is
 //    retained, and at the latest when the backward step of its block is done.
 // 5. A call that draws random numbers, as attention with dropout does, always
