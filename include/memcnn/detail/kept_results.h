@@ -77,19 +77,34 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     });
   }
 
-  /// While it lives, the first run.
-  class FirstRun final : public OperatorHandler {
+  /// While it lives, a run of the branch, whose dear calls are taken.
+  class Run : public OperatorHandler {
+   protected:
+    ~Run() = default;
+
+    virtual void take(const Call& call) = 0;
+
+   private:
+    void handle(const Call& call) final {
+      if (!call.dear.is_dear(call.arguments())) {
+        run(call);
+        return;
+      }
+      if (const auto position = call.dear.asks_for_backward) {
+        torch::jit::peek(call.stack, *position, call.arguments().size()) = true;
+      }
+      take(call);
+    }
+  };
+
+  /// The first run.
+  class FirstRun final : public Run {
    public:
     FirstRun(KeptResults& results, ResultKeeper& keeper)
         : results_(results), keeper_(keeper) {}
 
    private:
-    void handle(const Call& call) override {
-      if (!call.dear.is_dear(call.arguments())) {
-        run(call);
-        return;
-      }
-      ask_for_all_results(call);
+    void take(const Call& call) override {
       DearCall noted(call, results_.parameters_);
       const bool keep = keeper_.keeps_next();
       const DearCall::Values arguments = call.arguments().vec();
@@ -103,9 +118,8 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     ResultKeeper& keeper_;
   };
 
-  /// While it lives, a second run of the branch; if it releases, results are let
-  /// go as they are taken.
-  class SecondRun final : public OperatorHandler {
+  /// A second run; if it releases, results are let go as they are taken.
+  class SecondRun final : public Run {
    public:
     SecondRun(
         KeptResults& results,
@@ -120,12 +134,7 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     }
 
    private:
-    void handle(const Call& call) override {
-      if (!call.dear.is_dear(call.arguments())) {
-        run(call);
-        return;
-      }
-      ask_for_all_results(call);
+    void take(const Call& call) override {
       DearCall* noted = repeated(call);
       DearCall::Values results =
           noted ? noted->results_for(call, release_) : DearCall::Values();
@@ -142,23 +151,30 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
     /// The call of the first run that this one repeats; null where it is another
     /// form of some (rule 3).
     DearCall* repeated(const Call& call) {
+      if (!is_other_form_ && next_fits(call)) {
+        return &results_.calls_[next_++];
+      }
       const DearCall found(call, results_.parameters_);
       // Which of the products of activations it would be cannot be told.
-      if (!is_other_form_ || found.uses_parameter() ||
-          !found.has_other_forms()) {
+      if (is_other_form_ &&
+          (found.uses_parameter() || !found.has_other_forms())) {
         skip_other_forms(
             [&](const DearCall& noted) { return noted.fits(call); });
-        auto& calls = results_.calls_;
-        if (next_ < calls.size() && calls[next_].fits(call)) {
+        if (next_fits(call)) {
           is_other_form_ = false;
           others_ = 0;
-          return &calls[next_++];
+          return &results_.calls_[next_++];
         }
       }
       check_other_form(found, call);
       is_other_form_ = true;
       ++others_;
       return nullptr;
+    }
+
+    bool next_fits(const Call& call) const {
+      const auto& calls = results_.calls_;
+      return next_ < calls.size() && calls[next_].fits(call);
     }
 
     /// Calls of the first run in whose place others ran, up to one that `ends`
@@ -276,12 +292,6 @@ class KeptResults : public std::enable_shared_from_this<KeptResults> {
   }
 
  private:
-  static void ask_for_all_results(const OperatorHandler::Call& call) {
-    if (const auto position = call.dear.asks_for_backward) {
-      torch::jit::peek(call.stack, *position, call.arguments().size()) = true;
-    }
-  }
-
   ParameterMemories parameters_;
   std::vector<DearCall> calls_;
 };
