@@ -379,10 +379,7 @@ TEST_P(WrittenResults, Rule2SeveralPassesAreAlike) {
   const Tensors expected = chain.gradients(chain.plain(x), x);
   Keeper keeper(way);
   const Tensor loss = chain.loss(chain.run(way, keeper, made_by_a_layer(x)));
-  Tensors sources = {x};
-  for (const Tensor& parameter : chain.sequence->parameters()) {
-    sources.push_back(parameter);
-  }
+  const Tensors sources = chain.sources(x);
   for (const bool retain : {true, true, false}) {
     EXPECT_LT(
         relative_error(
@@ -428,10 +425,7 @@ TEST_P(WrittenResultsCuda, Rule2GradientsEqualPlainOnes) {
   const Tensors expected = chain.gradients(chain.plain(x), x);
   Keeper keeper(way);
   const Tensor loss = chain.loss(chain.run(way, keeper, made_by_a_layer(x)));
-  Tensors sources = {x};
-  for (const Tensor& parameter : chain.sequence->parameters()) {
-    sources.push_back(parameter);
-  }
+  const Tensors sources = chain.sources(x);
   EXPECT_GE(keeper.kept().count, 4u);
   for (const bool retain : {true, false}) {
     EXPECT_LT(

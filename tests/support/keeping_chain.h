@@ -73,11 +73,16 @@ class KeepingChain {
   std::vector<torch::Tensor> gradients(
       const torch::Tensor& y,
       const torch::Tensor& x) const {
-    std::vector<torch::Tensor> sources = {x};
+    return torch::autograd::grad({loss(y)}, sources(x));
+  }
+
+  /// What gradients are taken of: the input and all parameters.
+  std::vector<torch::Tensor> sources(const torch::Tensor& x) const {
+    std::vector<torch::Tensor> result = {x};
     for (const torch::Tensor& parameter : sequence->parameters()) {
-      sources.push_back(parameter);
+      result.push_back(parameter);
     }
-    return torch::autograd::grad({loss(y)}, sources);
+    return result;
   }
 
   static torch::Tensor loss(const torch::Tensor& y) {
