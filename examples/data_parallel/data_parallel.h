@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Data parallel training on c10d, the engine beneath Python's
+// DistributedDataParallel. Copy it together with world.h and
+// rendezvous.h.
+
+#include "world.h"
+
+#include <torch/csrc/autograd/engine.h>
+#include <torch/nn/module.h>
+#include <torch/types.h>
+#include <torch/version.h>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <typeinfo>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace parallel {
+
+struct DataParallelOptions {
+  /// Looks in each step for parameters that it does not use on this rank; their
+  /// gradients stay as they are where no rank uses them.
+  TORCH_ARG(bool, find_unused_parameters) = false;
+  /// Every step uses the same parameters, equally often: unused ones are then
+  /// found once, and a parameter may be used in several checkpoints.
+  TORCH_ARG(bool, static_graph) = false;
+  /// Gives all ranks the buffers of rank 0 at the beginning of each step.
+  TORCH_ARG(bool, broadcast_buffers) = true;
+  /// Gradients are views of the buckets, which saves their size once. Then
+  /// torch::optim::Optimizer::zero_grad() throws; Module::zero_grad() works.
+  TORCH_ARG(bool, gradient_as_bucket_view) = false;
+  /// Fills buckets after the first step anew, in the order in which gradients
+  /// came. A run that was restarted then adds in another order than one that
+  /// was not, and its losses differ in the last digits.
+  TORCH_ARG(bool, rebuild_buckets) = false;
+  /// The size of a bucket; the first is smaller, so that communication begins
+  /// early.
+  TORCH_ARG(int64_t, bucket_bytes) = c10d::kDefaultBucketBytesCap;
+  TORCH_ARG(int64_t, first_bucket_bytes) = c10d::kDefaultFirstBucketBytes;
+};
+
+namespace detail {
+
+/// c10d's Reducer, whose buckets may stay as they are.
+struct Reducer final : c10d::Reducer {
+  using c10d::Reducer::Reducer;
+
+  void keep_buckets() {
+    // Not calling rebuild_buckets() is not enough: until it has been called, each
+    // step adds its parameters to a list.
+    has_rebuilt_bucket_ = true;
+  }
+};
+
+template <class>
+struct IsTuple : std::false_type {};
+template <class... Ts>
+struct IsTuple<std::tuple<Ts...>> : std::true_type {};
+template <class T, class U>
+struct IsTuple<std::pair<T, U>> : std::true_type {};
+
+/// Finds the tensors in what a forward pass returned; whether it can tell.
+template <class Output>
+bool find_tensors(const Output& output, std::vector<Tensor>& found) {
+  if constexpr (std::is_convertible_v<const Output&, Tensor>) {
+    found.push_back(output);
+  } else if constexpr (std::is_convertible_v<const Output&, at::TensorList>) {
+    const at::TensorList tensors = output;
+    found.insert(found.end(), tensors.begin(), tensors.end());
+  } else if constexpr (IsTuple<Output>::value) {
+    return std::apply(
+        [&](const auto&... parts) {
+          return (find_tensors(parts, found) && ...);
+        },
+        output);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+} // namespace detail
+
+/// Averages the gradients of a module over all ranks while backward runs.
+///
+/// Gives all ranks the parameters and buffers of rank 0 at construction. From
+/// then on the module stays on its device, and its parameters as they are, but
+/// for their values.
+class DataParallel final {
+ public:
+  DataParallel(
+      const torch::nn::Module& module,
+      World world,
+      const DataParallelOptions& options = {})
+      : world_(std::move(world)), options_(options) {
+    std::unordered_set<const at::TensorImpl*> seen;
+    const auto is_new = [&](const Tensor& tensor) {
+      return tensor.defined() &&
+          seen.insert(tensor.unsafeGetTensorImpl()).second;
+    };
+    std::ostringstream description;
+    std::vector<Tensor> state;
+    std::unordered_map<size_t, std::string> names;
+    const auto add = [&](const std::string& name, const Tensor& tensor) {
+      state.push_back(tensor);
+      description << name << " " << tensor.sizes() << " " << tensor.strides()
+                  << " " << tensor.dtype() << " " << tensor.device().type()
+                  << (tensor.requires_grad() ? " trained" : "") << "\n";
+    };
+    for (const auto& item : module.named_parameters()) {
+      if (is_new(item.value())) {
+        add(item.key(), item.value());
+        if (item.value().requires_grad()) {
+          names.emplace(parameters_.size(), item.key());
+          parameters_.push_back(item.value());
+        }
+      }
+    }
+    for (const auto& item : module.named_buffers()) {
+      if (is_new(item.value())) {
+        add(item.key(), item.value());
+        buffers_.push_back(item.value());
+      }
+    }
+    check_trained();
+    device_ = parameters_[0].device();
+    world_.require_same("parameters and buffers", description.str());
+    world_.broadcast(state);
+    if (world_.group)
+      make_reducer(std::move(names));
+  }
+
+  DataParallel(const DataParallel&) = delete;
+  DataParallel& operator=(const DataParallel&) = delete;
+
+  /// Runs a forward pass and returns what it returns. The backward pass that
+  /// follows leaves the average over all ranks in each gradient; without
+  /// `synchronize` it leaves those of this rank, to which later passes add.
+  ///
+  /// All ranks make the same calls. With find_unused_parameters or static_graph,
+  /// `run` returns a Tensor, a vector of them, or a tuple of these.
+  template <class Run>
+  auto forward(Run&& run, bool synchronize = true) {
+    const bool reduce = reducer_ && torch::GradMode::is_enabled();
+    if (reduce) {
+      check_unchanged();
+      begin();
+    }
+    auto output = std::forward<Run>(run)();
+    if (reduce && synchronize) {
+      std::vector<Tensor> tensors;
+      TORCH_CHECK_TYPE(
+          detail::find_tensors(output, tensors) || !needs_outputs(),
+          "DataParallel::forward(): expected `run` to return a Tensor, a vector "
+          "of them or a tuple of these, but got ",
+          c10::demangle(typeid(output).name()),
+          ". Return one, or set neither find_unused_parameters nor "
+          "static_graph.");
+      prepare(tensors);
+    }
+    step_begins_ = synchronize;
+    return output;
+  }
+
+  /// Gives all ranks the buffers of rank 0: before an evaluation or checkpoint.
+  void broadcast_buffers() const {
+    world_.broadcast(buffers_);
+  }
+
+  /// c10d's engine, for its hooks and figures; empty in a World::alone().
+  const std::shared_ptr<c10d::Reducer>& reducer() const {
+    return reducer_;
+  }
+
+ private:
+  bool needs_outputs() const {
+    return options_.find_unused_parameters() || options_.static_graph();
+  }
+
+  void check_trained() const {
+    TORCH_CHECK_VALUE(
+        !parameters_.empty(),
+        "DataParallel::DataParallel(): expected a module with parameters that "
+        "require a gradient, but it has none. Call it without DataParallel.");
+    for (const Tensor& parameter : parameters_) {
+      TORCH_CHECK_VALUE(
+          parameter.device() == parameters_[0].device(),
+          "DataParallel::DataParallel(): expected all trained parameters on one "
+          "device, but got ",
+          parameters_[0].device(),
+          " and ",
+          parameter.device(),
+          ". Move the module to World::device().");
+    }
+  }
+
+  void check_unchanged() const {
+    for (const Tensor& parameter : parameters_) {
+      TORCH_CHECK(
+          parameter.requires_grad() && parameter.device() == device_,
+          "DataParallel::forward(): expected parameters on ",
+          device_,
+          " that require a gradient, as at construction, but got one on ",
+          parameter.device(),
+          parameter.requires_grad() ? "" : " that requires none",
+          ". Make a DataParallel after moving or freezing parameters.");
+    }
+  }
+
+  void make_reducer(std::unordered_map<size_t, std::string> names) {
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
+        parameters_,
+        {static_cast<size_t>(options_.first_bucket_bytes()),
+         static_cast<size_t>(options_.bucket_bytes())}));
+    // Gradients come in about the reverse order of the parameters.
+    std::reverse(buckets.begin(), buckets.end());
+    auto reducer = std::make_shared<detail::Reducer>(
+        parameters_,
+        std::move(buckets),
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 7
+        /*per_bucket_size_limits=*/std::vector<size_t>{},
+#endif
+        world_.group,
+        /*expect_sparse_gradients=*/std::vector<bool>(parameters_.size()),
+        options_.bucket_bytes(),
+        options_.find_unused_parameters(),
+        options_.gradient_as_bucket_view(),
+        std::move(names),
+        options_.first_bucket_bytes()
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+            ,
+        /*skip_all_reduce_unused_params=*/false,
+        /*use_python_reducer=*/false
+#endif
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
+        ,
+        /*bucket_bytes_cap_list=*/std::vector<int64_t>{}
+#endif
+    );
+    if (options_.static_graph()) {
+      reducer->set_static_graph();
+    }
+    if (!options_.rebuild_buckets()) {
+      reducer->keep_buckets();
+    }
+    reducer_ = std::move(reducer);
+  }
+
+  void begin() {
+    if (options_.rebuild_buckets()) {
+      reducer_->rebuild_buckets();
+    }
+    if (step_begins_ && options_.broadcast_buffers()) {
+      broadcast_buffers();
+    }
+  }
+
+  void prepare(const std::vector<Tensor>& outputs) {
+    // Not before the pass, after which its error would leave them open.
+    reducer_->prepare_for_forward();
+    const bool find =
+        options_.find_unused_parameters() && !options_.static_graph();
+    reducer_->prepare_for_backward(find ? outputs : std::vector<Tensor>{});
+    if (options_.static_graph() && !*delayed_) {
+      delay_first(outputs);
+    }
+  }
+
+  /// The first backward pass of a static graph counts uses; only at its end can
+  /// gradients be averaged.
+  void delay_first(const std::vector<Tensor>& outputs) {
+    const auto hook = [delayed = delayed_,
+                       reducer = reducer_](const Tensor& gradient) {
+      if (!std::exchange(*delayed, true)) {
+        torch::autograd::Engine::get_default_engine().queue_callback(
+            [reducer] { reducer->delay_all_reduce(); });
+      }
+      return gradient;
+    };
+    for (const Tensor& output : outputs) {
+      if (output.defined() && output.requires_grad())
+        output.register_hook(hook);
+    }
+  }
+
+  World world_;
+  torch::Device device_ = torch::kCPU; // of the parameters
+  DataParallelOptions options_;
+  std::vector<Tensor> parameters_; // that are trained, each once
+  std::vector<Tensor> buffers_;
+  std::shared_ptr<c10d::Reducer> reducer_;
+  std::shared_ptr<bool> delayed_ = std::make_shared<bool>(false);
+  bool step_begins_ = true;
+};
+
+} // namespace parallel
