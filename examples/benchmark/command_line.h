@@ -20,7 +20,7 @@ namespace detail {
 using support::count_from;
 using support::whole_number;
 
-inline void add_network(CLI::App& app, Config& config) {
+inline void add_sizes(CLI::App& app, Config& config) {
   constexpr int64_t kMostCouplings = 10000;
   constexpr int64_t kMostInADim = 8192; // in two of an image: 768 MiB
   app.option_defaults()->group("The network");
@@ -32,6 +32,10 @@ inline void add_network(CLI::App& app, Config& config) {
       ->transform(whole_number(1, kMostInADim));
   app.add_option("--size", config.size, "Height and width of an image")
       ->transform(whole_number(1, kMostInADim));
+}
+
+inline void add_network(CLI::App& app, Config& config) {
+  add_sizes(app, config);
   app.add_option(
          "--coupling",
          config.coupling,
