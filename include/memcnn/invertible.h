@@ -18,7 +18,7 @@
 
 namespace memcnn {
 namespace detail {
-class InvertibleFunction;
+struct DifferentiableStep;
 }
 
 /// Which of the two maps of an invertible module is meant.
@@ -76,8 +76,8 @@ class Invertible {
       Recording& recording) = 0;
 
   /// From after a run to before it, adding the gradients of parameters to
-  /// `parameters`. The autograd node calls it in backward (detail/node.h), or
-  /// the sequence around this block (detail/chain.h); never with a graph.
+  /// `parameters`. An autograd node calls it in backward: its own, or that of
+  /// what is around it; never with a graph.
   ///
   /// The default rebuilds the inputs by the opposite map, runs again with a
   /// graph, and differentiates: it costs two runs beside the gradient.
@@ -119,7 +119,7 @@ class Invertible {
   virtual std::string type_name() const = 0;
 
  protected:
-  friend class detail::InvertibleFunction; // the autograd node
+  friend struct detail::DifferentiableStep; // of the autograd node
 
   /// The inputs of a run: rebuilt by the opposite map where they were not kept.
   /// Throws c10::Error if one is not like the true one.

@@ -75,6 +75,9 @@ namespace memcnn {
 //    be seen, and is not restored. With the option debug every second run is
 //    compared with the first: its argument, which finds blocks that are not
 //    invertible, and its value at the very argument of the first.
+// 11. Gradients of a sequence's parameters arrive block by block, the last one's
+//    first, before the block in front of it runs again; a pass runs only the
+//    blocks that it needs (Note [Nodes of a chain] in detail/chain_nodes.h).
 
 namespace detail {
 struct KeptRun;

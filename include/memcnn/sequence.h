@@ -233,8 +233,8 @@ class ReversibleSequenceImpl final
   using Configurable::options; // as its own, editors offer it early
 
  private:
-  // What the node asks of an Invertible; for users there are forward() and
-  // inverse().
+  // What a node around it asks of an Invertible; for users there are forward()
+  // and inverse().
   std::vector<at::Tensor> run(
       Direction direction,
       std::vector<at::Tensor> inputs,
@@ -325,13 +325,11 @@ class ReversibleSequenceImpl final
       Recording off = Recording::off();
       return run(direction, {input}, off)[0];
     }
-    auto state = c10::make_intrusive<detail::NodeState>(
-        std::string("ReversibleSequence::") + name_of(direction) + "()",
-        std::static_pointer_cast<ReversibleSequenceImpl>(shared_from_this()),
+    return chain_.run_as_nodes(
         direction,
-        /*keep_inputs=*/false,
-        RecordingOptions{options.preserve_rng_state(), options.debug()});
-    return detail::run_node(std::move(state), {input})[0];
+        input,
+        RecordingOptions{options.preserve_rng_state(), options.debug()},
+        settings());
   }
 
   void check(Direction direction) const {
@@ -362,8 +360,9 @@ inline std::ostream& operator<<(
   return stream;
 }
 
-/// Runs a chain of invertible modules as one autograd node that keeps its last
-/// output only: backward rebuilds everything else from it, block by block.
+/// Runs a chain of invertible modules that keeps its last output only: backward
+/// rebuilds everything else from it, block by block, and each block is an
+/// autograd node (Note [Nodes of a chain] in detail/chain_nodes.h).
 ///
 /// \f[ y = f_n(\dots f_1(x)), \quad x = f_1^{-1}(\dots f_n^{-1}(y)) \f]
 ///

@@ -572,5 +572,29 @@ TEST_P(Recomputation, Rule10DebugFindsHiddenState) {
   }
 }
 
+// Rule 11: gradients arrive block by block. More of it in
+// nodes_of_a_chain_test.cpp.
+
+TEST(RecomputationOfASequence, Rule11GradientsArriveBlockByBlock) {
+  std::vector<std::string> events;
+  Chain chain = Chain::make(3, [&] {
+    return linear_branch([&](const auto&) { events.emplace_back("run"); });
+  });
+  for (torch::Tensor& parameter : chain.parameters()) {
+    parameter.register_hook(
+        [&](const torch::Tensor&) { events.emplace_back("gradient"); });
+  }
+  const torch::Tensor x = leaf({3, 8}, torch::kFloat);
+  const torch::Tensor loss = chain.run(Engine::kSequence, x).sum();
+  events.clear();
+  loss.backward();
+  std::vector<std::string> expected;
+  for (int block = 0; block < 3; ++block) {
+    expected.insert(expected.end(), 2, "run"); // F and G
+    expected.insert(expected.end(), 4, "gradient"); // two weights, two biases
+  }
+  EXPECT_EQ(events, expected);
+}
+
 } // namespace
 } // namespace memcnn_test

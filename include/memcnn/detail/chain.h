@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memcnn/detail/at_place.h>
+#include <memcnn/detail/chain_block.h>
+#include <memcnn/detail/chain_graph.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/kept_blocks.h>
-#include <memcnn/detail/kept_run.h>
+#include <memcnn/detail/node_state.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/streams.h>
 #include <memcnn/detail/tensors.h>
@@ -16,7 +18,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,8 +36,9 @@ struct ChainSettings {
 /// The blocks of a ReversibleSequence, one after the other: what runs in
 /// forward and in backward, and where it failed.
 ///
-/// To read next: detail/streams.h, what travels between two blocks, and
-/// detail/kept_blocks.h, what blocks keep of their activations.
+/// To read next: detail/streams.h, what travels between two blocks,
+/// detail/chain_nodes.h, what backward does, and detail/kept_blocks.h, what
+/// blocks keep of their activations.
 class Chain {
  public:
   void push_back(std::shared_ptr<Invertible> block) {
@@ -58,28 +60,23 @@ class Chain {
       at::Tensor input,
       Recording& recording,
       const ChainSettings& settings) {
-    check_format(direction, input, settings);
-    if (recording.is_recording()) {
-      recording.note_format(settings.memory_format);
-    }
-    std::optional<KeptBlocks> budget =
-        budget_for(direction, input, recording, settings);
-    Streams streams(std::move(input), settings.memory_format);
-    for (size_t k = 0; k < size(); ++k) {
-      const size_t i = block_at(direction, k);
-      const auto here = [&] {
-        return place(name_of(direction), i);
-      };
-      at_place(here, [&] {
-        Tensors inputs = streams.take_for(*blocks_[i]);
-        streams.set(run_block(
-            direction, i, std::move(inputs), recording.block(i), budget));
-      });
-    }
-    if (recording.is_recording()) {
-      note_kept(budget);
-    }
-    return streams.take_whole();
+    return run_blocks(
+        direction, std::move(input), recording, settings, /*graph=*/nullptr);
+  }
+
+  /// Likewise, as nodes of the caller's graph (Note [Nodes of a chain]).
+  at::Tensor run_as_nodes(
+      Direction direction,
+      const at::Tensor& input,
+      RecordingOptions options,
+      const ChainSettings& settings) {
+    const auto place =
+        std::string("ReversibleSequence::") + name_of(direction) + "()";
+    check_defined(place, {input});
+    ChainGraph graph(place, direction, options, input);
+    Recording recording = Recording::start(options);
+    const at::NoGradGuard no_grad;
+    return run_blocks(direction, input, recording, settings, &graph);
   }
 
   /// From y and its gradient to x and its own, block by block. One output, one
@@ -94,27 +91,94 @@ class Chain {
     Streams grads(std::move(after.grad_outputs[0]), recording.format());
     for (size_t k = size(); k-- > 0;) {
       const size_t i = block_at(direction, k);
-      at_block_in_backward(i, [&] {
-        AfterRun block;
-        block.outputs = values.take_for(*blocks_[i]);
-        block.grad_outputs = grads.take_for(*blocks_[i]);
-        block.kept_inputs.resize(block.outputs.size());
-        block.needs_grad.assign(
-            block.outputs.size(), k > 0 || after.needs_grad[0]);
-        block.retain_graph = after.retain_graph;
-        BeforeRun before = step_back(
-            direction, i, std::move(block), recording.block(i), parameters);
-        if (!after.retain_graph) {
-          recording.block(i).let_go_results();
-        }
-        values.set(std::move(before.inputs));
-        grads.set(std::move(before.grad_inputs));
-      });
+      AfterRun block;
+      block.outputs = values.take_for(*blocks_[i]);
+      block.grad_outputs = grads.take_for(*blocks_[i]);
+      block.kept_inputs.resize(block.outputs.size());
+      block.needs_grad.assign(
+          block.outputs.size(), k > 0 || after.needs_grad[0]);
+      block.retain_graph = after.retain_graph;
+      BeforeRun before = block_step_back(
+          i,
+          *blocks_[i],
+          direction,
+          std::move(block),
+          recording.block(i),
+          parameters);
+      if (!after.retain_graph) {
+        recording.block(i).let_go_results();
+      }
+      values.set(std::move(before.inputs));
+      grads.set(std::move(before.grad_inputs));
     }
     return {{values.take_whole()}, {grads.take_whole()}};
   }
 
  private:
+  /// Runs the blocks. With a graph those that learn nothing, and come before all
+  /// that do, are not recorded.
+  at::Tensor run_blocks(
+      Direction direction,
+      at::Tensor input,
+      Recording& recording,
+      const ChainSettings& settings,
+      ChainGraph* graph) {
+    check_format(direction, input, settings);
+    if (recording.is_recording()) {
+      recording.note_format(settings.memory_format);
+    }
+    const size_t first =
+        graph != nullptr ? first_to_learn(direction, input) : 0;
+    std::optional<KeptBlocks> budget =
+        budget_for(direction, input, recording, settings, size() - first);
+    Recording off = Recording::off();
+    Streams streams(std::move(input), settings.memory_format);
+    for (size_t k = 0; k < size(); ++k) {
+      const size_t i = block_at(direction, k);
+      const auto here = [&] {
+        return place_of_block(name_of(direction), i, *blocks_[i]);
+      };
+      at_place(here, [&] {
+        const auto split_dim = streams.split_dim();
+        Tensors inputs = streams.take_for(*blocks_[i]);
+        if (k < first) {
+          streams.set(blocks_[i]->run(direction, std::move(inputs), off));
+          return;
+        }
+        if (graph != nullptr) {
+          graph->take(split_dim, streams, inputs);
+        }
+        Tensors outputs = run_block(
+            direction, i, std::move(inputs), recording.block(i), budget);
+        if (graph != nullptr) {
+          graph->add(i, blocks_[i], outputs);
+        }
+        streams.set(std::move(outputs));
+      });
+    }
+    if (recording.is_recording()) {
+      note_kept(budget);
+    }
+    if (graph == nullptr) {
+      return streams.take_whole();
+    }
+    Streams form = streams.form();
+    return graph->end(streams.take_whole(), std::move(form), recording);
+  }
+
+  /// The first block of a run whose backward somebody may ask for; all have
+  /// run alike by then.
+  size_t first_to_learn(Direction direction, const at::Tensor& input) const {
+    size_t first = 0;
+    while (!input.requires_grad() && first + 1 < size() &&
+           !any_parameter(
+               blocks_[block_at(direction, first)]->module(),
+               [](const at::Tensor& p) { return p.requires_grad(); })) {
+      ++first;
+    }
+    return first;
+  }
+
   Tensors run_block(
       Direction direction,
       size_t i,
@@ -129,19 +193,6 @@ class Chain {
                   : block.run(direction, std::move(inputs), recording);
   }
 
-  BeforeRun step_back(
-      Direction direction,
-      size_t i,
-      AfterRun after,
-      Recording& recording,
-      ParameterGradients& parameters) {
-    Invertible& block = *blocks_[i];
-    return KeptRun::of(recording)
-        ? kept_backward_step(block, std::move(after), recording, parameters)
-        : block.backward_step(
-              direction, std::move(after), recording, parameters);
-  }
-
   /// The k-th block to run in a direction.
   size_t block_at(Direction direction, size_t k) const {
     return direction == Direction::kForward ? k : size() - 1 - k;
@@ -153,7 +204,8 @@ class Chain {
       Direction direction,
       const at::Tensor& input,
       const Recording& recording,
-      const ChainSettings& settings) {
+      const ChainSettings& settings,
+      size_t recorded_blocks) {
     if (!recording.is_recording() || settings.memory_budget == 0 ||
         at::GradMode::is_enabled()) {
       return std::nullopt;
@@ -164,7 +216,7 @@ class Chain {
         input,
         settings.training,
         trained_parameters(),
-        size());
+        recorded_blocks);
     return std::make_optional<KeptBlocks>(
         settings.memory_budget, plan_.blocks(kind));
   }
@@ -186,34 +238,6 @@ class Chain {
     }
     budget->end();
     plan_.set(budget->kept(), budget->plan_before(), budget->plan());
-  }
-
-  /// "ReversibleSequence::forward(): block 7 (AffineCoupling)"
-  std::string place(const char* method, size_t i) const {
-    return c10::str(
-        "ReversibleSequence::",
-        method,
-        "(): block ",
-        i,
-        " (",
-        blocks_[i]->type_name(),
-        ")");
-  }
-
-  /// Runs what a block does in backward, where the caller is far away: the place
-  /// matters more than the type, so that other exceptions become a c10::Error.
-  template <class Fn>
-  void at_block_in_backward(size_t i, const Fn& fn) const {
-    const auto here = [&] {
-      return place("backward", i);
-    };
-    try {
-      at_place(here, fn);
-    } catch (const c10::Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      TORCH_CHECK(false, here(), ": ", error.what());
-    }
   }
 
   static void check_format(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memcnn/detail/capture.h>
+#include <memcnn/detail/chain_nodes.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/freed_storage.h>
 #include <memcnn/detail/node.h>
@@ -16,6 +17,13 @@
 #include <string>
 
 namespace memcnn::detail {
+
+/// What one of our nodes knows of its outputs; null for other nodes.
+inline const NodeState* state_of(const torch::autograd::Node& node) {
+  const auto* end_of_chain = dynamic_cast<const OutputNode*>(&node);
+  return end_of_chain != nullptr ? &end_of_chain->state()
+                                 : state_of_function(node);
+}
 
 /// How many tensors the node that made `tensor` keeps on its memory.
 inline size_t owners_in_producer(const at::Tensor& tensor) {

@@ -15,12 +15,14 @@ namespace memcnn::detail {
 /// intrusive_ptr in 2.15.
 using NodePtr = decltype(torch::autograd::Edge::function);
 
-/// A node of class N, held as LibTorch holds its own.
+/// A node of class N, held as LibTorch holds its own: a chain of any length is
+/// dropped without a call within a call.
 template <class N, class... Args>
 auto make_node(Args&&... args) {
   using Shared = std::shared_ptr<torch::autograd::Node>;
   if constexpr (std::is_same_v<NodePtr, Shared>) {
-    return std::make_shared<N>(std::forward<Args>(args)...);
+    return std::shared_ptr<N>(
+        new N(std::forward<Args>(args)...), torch::autograd::deleteNode);
   } else {
     return c10::make_intrusive<N>(std::forward<Args>(args)...);
   }

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <memcnn/detail/attached.h>
 #include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
-#include <memcnn/detail/freed_storage.h>
-#include <memcnn/detail/gradient.h>
-#include <memcnn/detail/local_run.h>
+#include <memcnn/detail/node_state.h>
 #include <memcnn/detail/parts.h>
-#include <memcnn/detail/rebuilt.h>
 #include <memcnn/detail/saved.h>
 #include <memcnn/detail/saved_tensors.h>
 #include <memcnn/detail/tensors.h>
@@ -17,13 +13,11 @@
 #include <memcnn/plain_autograd.h>
 #include <memcnn/recording.h>
 
-#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/graph_task.h>
-#include <torch/custom_class.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <cstdint>
 #include <memory>
@@ -33,35 +27,6 @@
 #include <vector>
 
 namespace memcnn::detail {
-
-/// All that one autograd node knows: which map ran, what it needs to run back.
-struct NodeState : torch::CustomClassHolder {
-  NodeState(
-      std::string place_,
-      std::shared_ptr<Invertible> block_,
-      Direction direction_,
-      bool keep_inputs_,
-      RecordingOptions options)
-      : place(std::move(place_)),
-        block(std::move(block_)),
-        direction(direction_),
-        keep_inputs(keep_inputs_),
-        recording(Recording::start(options)) {}
-
-  std::string place; // "InvertibleModuleWrapper::forward()"
-  std::shared_ptr<Invertible> block;
-  Direction direction;
-  bool keep_inputs;
-  Recording recording;
-  at::Device device = at::kCPU;
-  CaptureId capture = 0; // in which forward ran
-
-  std::vector<Saved> inputs; // those kept; the others are undefined
-  std::vector<Saved> outputs; // none if all inputs are kept
-  std::vector<Saved> parameters;
-  std::vector<std::optional<FreedStorage>> freed; // one an input
-  bool released = false;
-};
 
 /// The autograd node: one invertible map, as a function of its inputs and of
 /// its module's parameters (Note [Recomputation], rule 3).
@@ -100,21 +65,21 @@ class InvertibleFunction
     const State state = c10::static_intrusive_pointer_cast<NodeState>(
         context->saved_data.at("state").toCapsule());
     check(*state);
-    const auto needed = [&](size_t first, size_t count) {
-      std::vector<bool> result;
-      for (size_t i = first; i < first + count; ++i) {
-        result.push_back(context->needs_input_grad(i));
-      }
-      return result;
-    };
+    const torch::autograd::Node& node = *torch::autograd::get_current_node();
     const size_t inputs = state->inputs.size();
     ParameterGradients parameters(
         tensors_of(state->parameters),
-        needed(inputs, state->parameters.size()));
-    AfterRun after = after_run(*state, grad_outputs, needed(0, inputs));
+        wanted_of(node, inputs, state->parameters.size()));
+    AfterRun after =
+        after_run(*state, grad_outputs, wanted_of(node, 0, inputs));
     BeforeRun before = at::GradMode::is_enabled()
-        ? differentiable_step(*state, std::move(after), parameters)
-        : step(*state, std::move(after), parameters);
+        ? DifferentiableStep::back(*state, std::move(after), parameters)
+        : step_back(
+              *state->block,
+              state->direction,
+              std::move(after),
+              state->recording,
+              parameters);
 
     restore_inputs(*state, before.inputs);
     Tensors gradients = std::move(before.grad_inputs);
@@ -122,7 +87,7 @@ class InvertibleFunction
       gradients.push_back(std::move(gradient));
     }
     gradients.emplace_back(); // of the state
-    if (!torch::autograd::get_current_graph_task_keep_graph()) {
+    if (!is_graph_retained()) {
       release(*state);
     }
     return gradients;
@@ -192,125 +157,18 @@ class InvertibleFunction
     return not_differentiable;
   }
 
-  static Tensors tensors_of(const std::vector<Saved>& saved) {
-    Tensors tensors;
-    for (const Saved& each : saved) {
-      tensors.push_back(each.get());
-    }
-    return tensors;
-  }
-
-  static void check(const NodeState& state) {
-    TORCH_CHECK(
-        !state.released,
-        state.place,
-        ": expected one backward pass, but got a second one after its memory "
-        "was freed. Pass retain_graph = true to the first.");
-    const CaptureId capture = capture_of(state.device);
-    TORCH_CHECK(
-        capture == state.capture,
-        state.place,
-        ": expected backward where forward ran, which was ",
-        describe_capture(state.capture),
-        ", but got ",
-        describe_capture(capture),
-        " (",
-        state.device,
-        "). Capture forward and backward as one graph, or run both eagerly.");
-    for (const Saved& output : state.outputs) {
-      TORCH_CHECK(
-          output.unchanged(),
-          state.place,
-          ": expected its output to be unchanged until backward, which "
-          "rebuilds the input from it, but got one that was modified in place "
-          "(",
-          describe(output.get()),
-          "). Use the out-of-place form of the operation after it.");
-      TORCH_CHECK(
-          !output.get().has_storage() || output.get().numel() == 0 ||
-              !is_emptied(*output.get().storage().unsafeGetStorageImpl()),
-          state.place,
-          ": expected its output to be whole in backward, but the block after "
-          "it freed it and its own backward did not run (",
-          describe(output.get()),
-          "). Set keep_input(true) on that block.");
-    }
-    for (const Saved& input : state.inputs) {
-      TORCH_CHECK(
-          input.unchanged(),
-          state.place,
-          ": expected the inputs that it keeps to be unchanged until backward, "
-          "but got one that was modified in place (",
-          describe(input.get()),
-          "). Use the out-of-place form of the operation.");
-    }
-    for (const Saved& parameter : state.parameters) {
-      TORCH_CHECK(
-          parameter.unchanged(),
-          state.place,
-          ": expected its parameters to be unchanged between forward and "
-          "backward, but got one that was modified in place (",
-          describe(parameter.get()),
-          "). Step the optimiser after backward.");
-    }
-  }
-
-  /// What backward_step() is told. Unless the graph is retained the outputs'
-  /// memory is handed over for good.
+  /// What backward_step() is told.
   static AfterRun after_run(
       NodeState& state,
       torch::autograd::variable_list& grad_outputs,
       std::vector<bool> needs_grad) {
     AfterRun after;
-    after.retain_graph = torch::autograd::get_current_graph_task_keep_graph();
-    for (Saved& output : state.outputs) {
-      after.outputs.push_back(
-          after.retain_graph ? output.get() : output.take());
-    }
-    state.released = !after.retain_graph; // even if this pass fails
+    after.retain_graph = is_graph_retained();
+    after.outputs = take_outputs(state);
     after.grad_outputs = std::move(grad_outputs);
     after.kept_inputs = tensors_of(state.inputs);
     after.needs_grad = std::move(needs_grad);
     return after;
-  }
-
-  /// The block's own step, whatever that is.
-  static BeforeRun
-  step(NodeState& state, AfterRun after, ParameterGradients& parameters) {
-    const Tensors kept = after.kept_inputs;
-    BeforeRun before = state.block->backward_step(
-        state.direction, std::move(after), state.recording, parameters);
-    check_rebuilt(
-        state.block->type_name(),
-        name_of(state.direction),
-        "backward_step",
-        before.inputs,
-        kept,
-        state.recording.inputs());
-    return before;
-  }
-
-  /// The default step, with gradients that have a graph themselves
-  /// (create_graph): from inputs that are rebuilt in value, but attached to
-  /// where the true ones came from.
-  static BeforeRun differentiable_step(
-      NodeState& state,
-      AfterRun after,
-      ParameterGradients& parameters) {
-    BeforeRun before;
-    before.inputs =
-        state.block->rebuild(state.direction, after, state.recording);
-
-    Attached inputs(before.inputs, *torch::autograd::get_current_node());
-    const Recording::ReplayScope scope(state.recording);
-    LocalRun again(
-        state.block->module(), inputs.tensors(), after.needs_grad, parameters);
-    again.outputs =
-        state.block->run(state.direction, again.arguments, state.recording);
-    before.grad_inputs = again.gradients(
-        std::move(after.grad_outputs), GraphUse::kDifferentiate);
-    inputs.open();
-    return before;
   }
 
   static void restore_inputs(NodeState& state, Tensors& inputs) {
@@ -320,19 +178,10 @@ class InvertibleFunction
       }
     }
   }
-
-  static void release(NodeState& state) {
-    state.inputs.clear();
-    state.outputs.clear();
-    state.parameters.clear();
-    state.freed.clear();
-    state.recording = Recording::off();
-    state.released = true;
-  }
 };
 
-/// What one of our nodes knows; null for other nodes.
-inline const NodeState* state_of(const torch::autograd::Node& node) {
+/// What a node of this kind knows; null for other nodes.
+inline const NodeState* state_of_function(const torch::autograd::Node& node) {
   using OurNode = torch::autograd::CppNode<InvertibleFunction>;
   const auto* ours = dynamic_cast<const OurNode*>(&node);
   return ours != nullptr ? &InvertibleFunction::state_in(ours->ctx_) : nullptr;
@@ -358,17 +207,11 @@ inline bool runs_as_node(
   });
 }
 
-/// Runs a block as one autograd node.
+/// Runs a module as one autograd node.
 inline Tensors run_node(
     c10::intrusive_ptr<NodeState> state,
     const Tensors& inputs) {
-  for (const at::Tensor& input : inputs) {
-    TORCH_CHECK_VALUE(
-        input.defined(),
-        state->place,
-        ": expected tensors, but got an undefined one. Pass an empty tensor "
-        "instead.");
-  }
+  check_defined(state->place, inputs);
   const Tensors parameters = trained_parameters(state->block->module());
   return InvertibleFunction::apply(
       at::TensorList(inputs), at::TensorList(parameters), state);

@@ -21,6 +21,12 @@ inline bool all_defined(const Tensors& tensors) {
   });
 }
 
+inline bool none_defined(const Tensors& tensors) {
+  return std::none_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
+    return t.defined();
+  });
+}
+
 /// The rebuilt inputs, but for those that were kept.
 inline Tensors kept_or(const Tensors& kept, Tensors rebuilt) {
   for (size_t i = 0; i < kept.size(); ++i) {

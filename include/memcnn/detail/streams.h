@@ -51,11 +51,16 @@ class Streams {
   /// The tensors in the form that a block takes, given away: the block is then
   /// their only owner, and may overwrite them.
   Tensors take_for(const Invertible& block) {
-    const std::optional<int64_t> wanted = block.takes_halves_of();
+    return take_in(block.takes_halves_of(), block.type_name());
+  }
+
+  /// Likewise as halves of a dimension, or as one whole without one. `taker`
+  /// is named in errors.
+  Tensors take_in(std::optional<int64_t> wanted, const std::string& taker) {
     if (wanted != split_dim_) {
       join();
       if (wanted) {
-        split(block.type_name() + ": ", *wanted);
+        split(taker + ": ", *wanted);
       }
     }
     return std::move(tensors_);
@@ -69,6 +74,26 @@ class Streams {
   at::Tensor take_whole() {
     join();
     return std::move(tensors_[0]);
+  }
+
+  /// The dimension of which the tensors are halves; none if there is one whole.
+  std::optional<int64_t> split_dim() const {
+    return split_dim_;
+  }
+
+  /// These without their tensors: the form alone, for others.
+  Streams form() const {
+    Streams form = *this;
+    form.tensors_.clear();
+    return form;
+  }
+
+  /// Others, which travel whole and later in the formats of these.
+  Streams whole(at::Tensor tensor) const {
+    Streams whole = *this;
+    whole.set({std::move(tensor)});
+    whole.split_dim_.reset();
+    return whole;
   }
 
  private:

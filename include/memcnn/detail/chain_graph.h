@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/capture.h>
+#include <memcnn/detail/chain_nodes.h>
+#include <memcnn/detail/describe.h>
+#include <memcnn/detail/graph_node.h>
+#include <memcnn/detail/node_state.h>
+#include <memcnn/detail/saved.h>
+#include <memcnn/detail/streams.h>
+#include <memcnn/detail/tensors.h>
+#include <memcnn/invertible.h>
+#include <memcnn/parameter_gradients.h>
+#include <memcnn/recording.h>
+
+#include <ATen/FuncTorchTLS.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// Stops where derivatives are taken in another way than by a backward pass,
+/// which LibTorch's own functions in C++ do not know either.
+inline void check_mode(const std::string& place, const at::Tensor& tensor) {
+  TORCH_CHECK(
+      !torch::autograd::isFwGradDefined(tensor),
+      place,
+      ": expected tensors without a tangent of forward-mode differentiation, "
+      "but got one with it (",
+      describe(tensor),
+      "). Run the plain modules, under memcnn::PlainAutogradGuard.");
+}
+
+inline void check_no_transform() {
+  if (const auto& transforms = at::functorch::functorchTLSAccessor()) {
+    transforms->checkSupportsCppAutogradFunction();
+  }
+}
+
+/// Builds the nodes of a chain while it runs (Note [Nodes of a chain]): what
+/// travels comes from the node that was built last.
+class ChainGraph {
+ public:
+  /// place: who runs, "ReversibleSequence::forward()".
+  ChainGraph(
+      std::string place,
+      Direction direction,
+      RecordingOptions options,
+      const at::Tensor& input)
+      : place_(std::move(place)), direction_(direction), options_(options) {
+    check_no_transform();
+    check_mode(place_, input);
+    edges_.push_back(
+        input.requires_grad() ? torch::autograd::impl::gradient_edge(input)
+                              : torch::autograd::Edge());
+  }
+
+  /// The next block takes these, in that form; what travelled had another one,
+  /// or the same.
+  void take(
+      std::optional<int64_t> split_dim_before,
+      const Streams& form,
+      const Tensors& inputs) {
+    if (!edges_.front().is_valid()) {
+      edges_.assign(inputs.size(), torch::autograd::Edge());
+    } else if (split_dim_before != form.split_dim()) {
+      add_node(make_node<FormNode>(split_dim_before, form.form()), {}, inputs);
+    }
+  }
+
+  /// The i-th block took them, and returned these.
+  void add(
+      size_t i,
+      const std::shared_ptr<Invertible>& block,
+      const Tensors& outputs) {
+    const bool is_first = blocks_.empty();
+    auto node = make_node<BlockNode>(
+        NodeState(place_, block, direction_, /*keep_inputs=*/false, options_),
+        i,
+        is_first,
+        values_);
+    const Tensors parameters = trained_parameters(block->module());
+    for (const at::Tensor& parameter : parameters) {
+      check_mode(place_, parameter);
+      node->state().parameters.emplace_back(parameter);
+    }
+    blocks_.push_back(node.get());
+    add_node(std::move(node), parameters, outputs);
+  }
+
+  /// All blocks have run. Returns their output as part of the graph. `form` is
+  /// what the last of them returned.
+  at::Tensor end(const at::Tensor& whole, Streams form, Recording& recording) {
+    at::Tensor output = detached(whole);
+    const at::Device device = compute_device_of(output);
+    const CaptureId capture = capture_of(device);
+    recording.replay_from_here();
+    for (BlockNode* block : blocks_) {
+      NodeState& state = block->state();
+      state.recording = std::move(recording.block(block->index()));
+      state.device = device;
+      state.capture = capture;
+    }
+    NodeState state(
+        place_, /*block=*/nullptr, direction_, /*keep_inputs=*/false, options_);
+    state.device = device;
+    state.capture = capture;
+    // An alias without a graph: an output that its own node referred to would
+    // never die.
+    state.outputs.emplace_back(detached(output));
+    if (torch::autograd::isDifferentiableType(output.scalar_type())) {
+      auto node =
+          make_node<OutputNode>(std::move(state), std::move(form), values_);
+      node->set_next_edges(std::move(edges_));
+      torch::autograd::set_history(output, node);
+    }
+    return output;
+  }
+
+ private:
+  /// From what travelled until now, and parameters, to what travels from now on.
+  template <class Node>
+  void add_node(Node node, const Tensors& parameters, const Tensors& results) {
+    for (const at::Tensor& parameter : parameters) {
+      edges_.push_back(torch::autograd::impl::gradient_edge(parameter));
+    }
+    node->set_next_edges(std::move(edges_));
+    edges_.clear();
+    for (const at::Tensor& result : results) {
+      edges_.emplace_back(node, node->add_input_metadata(result));
+    }
+  }
+
+  std::string place_;
+  Direction direction_;
+  RecordingOptions options_;
+  std::shared_ptr<TravellingValues> values_ =
+      std::make_shared<TravellingValues>();
+  torch::autograd::edge_list edges_; // of what travels
+  std::vector<BlockNode*> blocks_; // the graph holds them
+};
+
+} // namespace memcnn::detail
