@@ -159,7 +159,7 @@ TEST(NodesOfAChain, Rule2AnOptimiserMayStepInBackward) {
   for (const torch::Tensor& parameter : within.parameters()) {
     after_gradient(parameter, [](torch::Tensor p) {
       const torch::NoGradGuard no_grad;
-      p.sub_(0.1 * p.grad());
+      p.sub_(0.001 * p.grad());
       p.mutable_grad().reset();
     });
   }
@@ -169,7 +169,7 @@ TEST(NodesOfAChain, Rule2AnOptimiserMayStepInBackward) {
     within.run(Engine::kSequence, x).square().sum().backward();
     const torch::NoGradGuard no_grad;
     for (torch::Tensor& p : after.module().parameters()) {
-      p.sub_(0.1 * p.grad());
+      p.sub_(0.001 * p.grad());
     }
     after.module().zero_grad();
   }
@@ -308,17 +308,31 @@ TEST(NodesOfAChain, Rule2GradientsThatAreAddedToOthersNeverExistTogether) {
   EXPECT_EQ(peak_beyond_held(8), peak_beyond_held(64));
 }
 
+struct TanhConvImpl final : torch::nn::Cloneable<TanhConvImpl> {
+  explicit TanhConvImpl(int64_t channels_) : channels(channels_) {
+    reset();
+  }
+  void reset() override {
+    conv = register_module(
+        "conv",
+        torch::nn::Conv2d(
+            torch::nn::Conv2dOptions(channels, channels, 3).padding(1)));
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    return torch::tanh(conv(x));
+  }
+
+  int64_t channels;
+  torch::nn::Conv2d conv{nullptr};
+};
+TORCH_MODULE(TanhConv);
+
 TEST(NodesOfAChain, Rule4SecondDerivativesOfEveryForm) {
   // Halves of two dimensions, and blocks that take one whole tensor.
   torch::manual_seed(6);
   const auto make = [](int64_t split_dim) {
     const auto branch = [&] {
-      AnyModule tanh(torch::nn::Sequential(
-          torch::nn::Conv2d(
-              torch::nn::Conv2dOptions(
-                  split_dim == 1 ? 2 : 4, split_dim == 1 ? 2 : 4, 3)
-                  .padding(1)),
-          torch::nn::Tanh()));
+      AnyModule tanh(TanhConv(split_dim == 1 ? 2 : 4));
       tanh.ptr()->to(torch::kDouble);
       return tanh;
     };

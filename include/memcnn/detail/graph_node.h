@@ -21,8 +21,9 @@ template <class N, class... Args>
 auto make_node(Args&&... args) {
   using Shared = std::shared_ptr<torch::autograd::Node>;
   if constexpr (std::is_same_v<NodePtr, Shared>) {
-    return std::shared_ptr<N>(
-        new N(std::forward<Args>(args)...), torch::autograd::deleteNode);
+    return std::shared_ptr<N>(new N(std::forward<Args>(args)...), [](N* node) {
+      deleteNode(node); // LibTorch's, where there is one
+    });
   } else {
     return c10::make_intrusive<N>(std::forward<Args>(args)...);
   }
