@@ -13,8 +13,9 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
-#include <algorithm>
 #include <memory>
+#include <numeric>
+#include <ostream>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -55,9 +56,9 @@ namespace detail {
 struct Reducer final : c10d::Reducer {
   using c10d::Reducer::Reducer;
 
+  /// As after rebuild_buckets(). Not to call that would not do: each step before
+  /// adds its parameters to a list.
   void keep_buckets() {
-    // Not calling rebuild_buckets() is not enough: until it has been called, each
-    // step adds its parameters to a list.
     has_rebuilt_bucket_ = true;
   }
 };
@@ -69,14 +70,18 @@ struct IsTuple<std::tuple<Ts...>> : std::true_type {};
 template <class T, class U>
 struct IsTuple<std::pair<T, U>> : std::true_type {};
 
-/// Finds the tensors in what a forward pass returned; whether it can tell.
+/// Finds the tensors with a graph in what a forward pass returned; whether it can
+/// tell.
 template <class Output>
 bool find_tensors(const Output& output, std::vector<Tensor>& found) {
-  if constexpr (std::is_convertible_v<const Output&, Tensor>) {
-    found.push_back(output);
-  } else if constexpr (std::is_convertible_v<const Output&, at::TensorList>) {
-    const at::TensorList tensors = output;
-    found.insert(found.end(), tensors.begin(), tensors.end());
+  if constexpr (std::is_same_v<Output, Tensor>) {
+    if (output.requires_grad()) {
+      found.push_back(output);
+    }
+  } else if constexpr (std::is_same_v<Output, std::vector<Tensor>>) {
+    for (const Tensor& tensor : output) {
+      find_tensors(tensor, found);
+    }
   } else if constexpr (IsTuple<Output>::value) {
     return std::apply(
         [&](const auto&... parts) {
@@ -89,13 +94,62 @@ bool find_tensors(const Output& output, std::vector<Tensor>& found) {
   return true;
 }
 
+/// The tensors of a module, each of them once.
+struct State {
+  explicit State(const torch::nn::Module& module) {
+    for (const auto& item : module.named_parameters()) {
+      if (add(item) && item.value().requires_grad()) {
+        names.emplace(trained.size(), item.key());
+        trained.push_back(item.value());
+      }
+    }
+    for (const auto& item : module.named_buffers()) {
+      if (add(item)) {
+        buffers.push_back(item.value());
+      }
+    }
+  }
+
+  std::vector<Tensor> all;
+  std::vector<Tensor> trained;
+  std::vector<Tensor> buffers;
+  std::unordered_map<size_t, std::string> names; // of those trained
+  std::ostringstream description; // all that ranks must have in common
+
+ private:
+  bool add(const torch::OrderedDict<std::string, Tensor>::Item& item) {
+    const Tensor& tensor = item.value();
+    if (!tensor.defined() ||
+        !seen_.insert(tensor.unsafeGetTensorImpl()).second) {
+      return false;
+    }
+    all.push_back(tensor);
+    description << item.key() << " " << tensor.sizes() << ", strides "
+                << tensor.strides() << ", " << tensor.dtype() << ", "
+                << tensor.device().type()
+                << (tensor.requires_grad() ? ", trained\n" : "\n");
+    return true;
+  }
+
+  std::unordered_set<const at::TensorImpl*> seen_;
+};
+
+/// What of the options ranks must have in common.
+inline void describe(const DataParallelOptions& options, std::ostream& stream) {
+  stream << "find_unused_parameters " << options.find_unused_parameters()
+         << "\nstatic_graph " << options.static_graph()
+         << "\nbroadcast_buffers " << options.broadcast_buffers()
+         << "\nrebuild_buckets " << options.rebuild_buckets()
+         << "\nbucket_bytes " << options.bucket_bytes()
+         << "\nfirst_bucket_bytes " << options.first_bucket_bytes() << "\n";
+}
+
 } // namespace detail
 
 /// Averages the gradients of a module over all ranks while backward runs.
 ///
 /// Gives all ranks the parameters and buffers of rank 0 at construction. From
-/// then on the module stays on its device, and its parameters as they are, but
-/// for their values.
+/// then on the module stays on its device, and the same parameters are trained.
 class DataParallel final {
  public:
   DataParallel(
@@ -103,41 +157,17 @@ class DataParallel final {
       World world,
       const DataParallelOptions& options = {})
       : world_(std::move(world)), options_(options) {
-    std::unordered_set<const at::TensorImpl*> seen;
-    const auto is_new = [&](const Tensor& tensor) {
-      return tensor.defined() &&
-          seen.insert(tensor.unsafeGetTensorImpl()).second;
-    };
-    std::ostringstream description;
-    std::vector<Tensor> state;
-    std::unordered_map<size_t, std::string> names;
-    const auto add = [&](const std::string& name, const Tensor& tensor) {
-      state.push_back(tensor);
-      description << name << " " << tensor.sizes() << " " << tensor.strides()
-                  << " " << tensor.dtype() << " " << tensor.device().type()
-                  << (tensor.requires_grad() ? " trained" : "") << "\n";
-    };
-    for (const auto& item : module.named_parameters()) {
-      if (is_new(item.value())) {
-        add(item.key(), item.value());
-        if (item.value().requires_grad()) {
-          names.emplace(parameters_.size(), item.key());
-          parameters_.push_back(item.value());
-        }
-      }
-    }
-    for (const auto& item : module.named_buffers()) {
-      if (is_new(item.value())) {
-        add(item.key(), item.value());
-        buffers_.push_back(item.value());
-      }
-    }
-    check_trained();
+    detail::State state(module);
+    parameters_ = state.trained;
+    buffers_ = state.buffers;
+    check_parameters();
     device_ = parameters_[0].device();
-    world_.require_same("parameters and buffers", description.str());
-    world_.broadcast(state);
-    if (world_.group)
-      make_reducer(std::move(names));
+    detail::describe(options, state.description);
+    world_.require_same("module and options", state.description.str());
+    world_.broadcast(state.all);
+    if (world_.group) {
+      make_reducer(std::move(state.names));
+    }
   }
 
   DataParallel(const DataParallel&) = delete;
@@ -168,7 +198,9 @@ class DataParallel final {
           "static_graph.");
       prepare(tensors);
     }
-    step_begins_ = synchronize;
+    if (reduce) {
+      step_begins_ = synchronize;
+    }
     return output;
   }
 
@@ -187,7 +219,7 @@ class DataParallel final {
     return options_.find_unused_parameters() || options_.static_graph();
   }
 
-  void check_trained() const {
+  void check_parameters() const {
     TORCH_CHECK_VALUE(
         !parameters_.empty(),
         "DataParallel::DataParallel(): expected a module with parameters that "
@@ -218,12 +250,18 @@ class DataParallel final {
   }
 
   void make_reducer(std::unordered_map<size_t, std::string> names) {
-    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
-        parameters_,
-        {static_cast<size_t>(options_.first_bucket_bytes()),
-         static_cast<size_t>(options_.bucket_bytes())}));
+    c10d::setDebugLevelFromEnvironment(); // names in errors, if users want
     // Gradients come in about the reverse order of the parameters.
-    std::reverse(buckets.begin(), buckets.end());
+    const std::vector<Tensor> arriving(
+        parameters_.rbegin(), parameters_.rend());
+    std::vector<int64_t> indices(parameters_.size());
+    std::iota(indices.rbegin(), indices.rend(), 0);
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
+        arriving,
+        {static_cast<size_t>(options_.first_bucket_bytes()),
+         static_cast<size_t>(options_.bucket_bytes())},
+        /*expect_sparse_gradient=*/{},
+        indices));
     auto reducer = std::make_shared<detail::Reducer>(
         parameters_,
         std::move(buckets),
@@ -257,9 +295,8 @@ class DataParallel final {
   }
 
   void begin() {
-    if (options_.rebuild_buckets()) {
-      reducer_->rebuild_buckets();
-    }
+    // Even where buckets stay: it throws if the last step is not averaged yet.
+    reducer_->rebuild_buckets();
     if (step_begins_ && options_.broadcast_buffers()) {
       broadcast_buffers();
     }
@@ -279,17 +316,17 @@ class DataParallel final {
   /// The first backward pass of a static graph counts uses; only at its end can
   /// gradients be averaged.
   void delay_first(const std::vector<Tensor>& outputs) {
-    const auto hook = [delayed = delayed_,
-                       reducer = reducer_](const Tensor& gradient) {
-      if (!std::exchange(*delayed, true)) {
+    const std::weak_ptr<c10d::Reducer> reducer = reducer_; // it may end before
+    const auto hook = [delayed = delayed_, reducer](const Tensor& gradient) {
+      const auto here = reducer.lock();
+      if (here && !std::exchange(*delayed, true)) {
         torch::autograd::Engine::get_default_engine().queue_callback(
-            [reducer] { reducer->delay_all_reduce(); });
+            [here] { here->delay_all_reduce(); });
       }
       return gradient;
     };
     for (const Tensor& output : outputs) {
-      if (output.defined() && output.requires_grad())
-        output.register_hook(hook);
+      output.register_hook(hook);
     }
   }
 

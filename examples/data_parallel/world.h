@@ -7,6 +7,7 @@
 
 #include "rendezvous.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/arg.h>
 #include <torch/cuda.h>
 #include <torch/types.h>
@@ -78,8 +79,14 @@ class World {
   c10::intrusive_ptr<c10d::Store> store; ///< of this attempt; empty if alone
   c10::intrusive_ptr<c10d::ProcessGroup> group; ///< empty if alone
 
-  /// Meets the other processes that torchrun started.
+  /// Meets the other processes that torchrun started, and makes device() the
+  /// current one.
   static World join(const WorldOptions& options = {}) {
+    TORCH_CHECK_VALUE(
+        options.timeout().count() > 0,
+        "World::join(): expected a positive timeout, but got ",
+        options.timeout().count(),
+        " ms.");
     World world;
     world.size = detail::integer_of("WORLD_SIZE", 1, 1 << 20);
     world.rank = detail::integer_of("RANK", 0, world.size - 1);
@@ -245,6 +252,7 @@ inline void World::add_nccl(const WorldOptions& options) {
   if (gpus > 0) {
     device_ = torch::Device(
         torch::kCUDA, static_cast<c10::DeviceIndex>(local_rank % gpus));
+    c10::impl::VirtualGuardImpl(torch::kCUDA).setDevice(device_);
   }
 #if defined(PARALLEL_NCCL)
   if (nccl) {

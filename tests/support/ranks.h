@@ -3,8 +3,6 @@
 
 // Processes that a test starts as torchrun would.
 
-#include "support/program.h"
-
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -12,16 +10,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -55,28 +52,21 @@ class Child {
   Child(
       const std::map<std::string, std::string>& environment,
       const std::function<void()>& body)
-      : output_(
-            std::filesystem::temp_directory_path() /
-            ("memcnn_child_" + std::to_string(::getpid()) + "_" +
-             std::to_string(++count()))),
-        process_(::fork()) {
+      : output_(std::tmpfile(), &std::fclose) {
+    std::fflush(nullptr); // else both would print what waits to be
+    process_ = ::fork();
     if (process_ == 0) {
       run(environment, body);
     }
   }
 
   Child(Child&& other) noexcept
-      : output_(std::exchange(other.output_, {})),
+      : output_(std::move(other.output_)),
         process_(std::exchange(other.process_, 0)),
         status_(other.status_) {}
   Child& operator=(Child&&) = delete;
 
   ~Child() {
-    end(0s);
-    std::filesystem::remove(output_);
-  }
-
-  void kill() {
     end(0s);
   }
 
@@ -103,23 +93,21 @@ class Child {
   }
   /// What it printed, and the message of the exception that ended it.
   std::string output() const {
-    return read(output_);
+    std::string text;
+    std::rewind(output_.get());
+    for (int c; (c = std::fgetc(output_.get())) != EOF;) {
+      text += static_cast<char>(c);
+    }
+    return text;
   }
 
  private:
-  static int& count() {
-    static int children = 0;
-    return children;
-  }
-
   [[noreturn]] void run(
       const std::map<std::string, std::string>& environment,
       const std::function<void()>& body) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL); // none is left behind
-    const int file =
-        ::open(output_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    ::dup2(file, STDOUT_FILENO);
-    ::dup2(file, STDERR_FILENO);
+    ::dup2(::fileno(output_.get()), STDOUT_FILENO);
+    ::dup2(::fileno(output_.get()), STDERR_FILENO);
     for (const auto& [name, value] : environment) {
       ::setenv(name.c_str(), value.c_str(), /*overwrite=*/1);
     }
@@ -134,20 +122,19 @@ class Child {
     std::_Exit(threw || testing::Test::HasFailure() ? 1 : 0);
   }
 
-  std::filesystem::path output_;
-  pid_t process_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> output_;
+  pid_t process_ = 0;
   int status_ = 0;
 };
 
-/// Runs a function in ranks `begin` to `end` - 1 of `size`, with the variables
-/// that torchrun sets; returns when all have ended.
-inline std::vector<Child> run_ranks(
+/// Starts a function in ranks `begin` to `end` - 1 of `size`, with the variables
+/// that torchrun sets.
+inline std::vector<Child> start_ranks(
     int begin,
     int end,
     int size,
     const std::function<void()>& body,
-    std::map<std::string, std::string> environment = {},
-    std::chrono::milliseconds limit = 120s) {
+    std::map<std::string, std::string> environment = {}) {
   environment.try_emplace("MASTER_ADDR", "127.0.0.1");
   environment.try_emplace("MASTER_PORT", std::to_string(free_port()));
   environment.try_emplace("WORLD_SIZE", std::to_string(size));
@@ -156,6 +143,18 @@ inline std::vector<Child> run_ranks(
     environment["RANK"] = environment["LOCAL_RANK"] = std::to_string(rank);
     ranks.emplace_back(environment, body);
   }
+  return ranks;
+}
+
+/// The same, and waits until all have ended.
+inline std::vector<Child> run_ranks(
+    int begin,
+    int end,
+    int size,
+    const std::function<void()>& body,
+    const std::map<std::string, std::string>& environment = {},
+    std::chrono::milliseconds limit = 120s) {
+  std::vector<Child> ranks = start_ranks(begin, end, size, body, environment);
   const auto last = std::chrono::steady_clock::now() + limit;
   for (Child& rank : ranks) {
     const auto left = last - std::chrono::steady_clock::now();
@@ -165,8 +164,11 @@ inline std::vector<Child> run_ranks(
 }
 
 /// Expects a function to succeed in each of `size` ranks.
-inline void expect_in_ranks(int size, const std::function<void()>& body) {
-  const auto ranks = run_ranks(0, size, size, body);
+inline void expect_in_ranks(
+    int size,
+    const std::function<void()>& body,
+    const std::map<std::string, std::string>& environment = {}) {
+  const auto ranks = run_ranks(0, size, size, body, environment);
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     EXPECT_TRUE(ranks[rank].succeeded())
         << "rank " << rank << " of " << size
