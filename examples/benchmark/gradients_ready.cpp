@@ -22,6 +22,7 @@
 #include <torch/types.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -169,6 +170,14 @@ void measure(const Config& config) {
       "it\n");
 }
 
+/// A budget is not asked for here.
+std::vector<std::string> engines_without_budget() {
+  std::vector<std::string> names = engine_names();
+  names.erase(
+      std::remove_if(names.begin(), names.end(), has_budget), names.end());
+  return names;
+}
+
 std::optional<Config> parse(int argc, const char** argv) {
   Config config;
   config.depth = 32;
@@ -186,7 +195,7 @@ std::optional<Config> parse(int argc, const char** argv) {
   app.option_defaults()->group("The measurement");
   app.add_option("--engines", config.engines, "Comma-separated")
       ->delimiter(',')
-      ->check(support::one_of(engine_names()));
+      ->check(support::one_of(engines_without_budget()));
   app.add_option("--device", config.device)
       ->check(support::one_of(device_names()));
   app.add_option("--threads", config.threads, "Threads on the CPU")

@@ -236,6 +236,22 @@ TEST(StepInBackward, HoldsFewGradientsAtATime) {
   EXPECT_LT(peak_of(true), 4 * kLayerBytes);
 }
 
+TEST(StepInBackward, HoldsGradientsOfOneBlockOfASequenceAtATime) {
+  constexpr size_t kBlocks = 20;
+  constexpr int64_t kWidth = 64; // of a half
+  torch::manual_seed(1);
+  Chain chain = Chain::make(kBlocks, [&] {
+    return torch::nn::AnyModule(memcnn_test::LinearBranch(kWidth));
+  });
+  torch::optim::SGD optimizer(chain.parameters(), 0.1);
+  const StepInBackward stepping(optimizer);
+  const Tensor x = torch::randn({1, 2 * kWidth}).requires_grad_();
+  const memcnn::AllocationMeter meter(torch::kCPU);
+  chain.run(Engine::kSequence, x * 1).sum().backward();
+  constexpr int64_t kBlockBytes = 2 * (kWidth + 1) * kWidth * sizeof(float);
+  EXPECT_LT(meter.peak_bytes(), 3 * kBlockBytes);
+}
+
 TEST(StepInBackward, LeavesGradientsAloneWhenItIsGone) {
   torch::nn::Linear layer(2, 3);
   torch::optim::SGD optimizer(layer->parameters(), 0.1);
