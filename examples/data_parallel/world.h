@@ -16,6 +16,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 #if defined(PARALLEL_NCCL)
+#include <torch/csrc/distributed/c10d/NCCLUtils.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -63,6 +64,22 @@ inline std::pair<std::string, std::string> first_difference(
   } while (lines.first == lines.second && (lines_of_a || lines_of_b));
   return lines;
 }
+
+#if defined(PARALLEL_NCCL)
+/// nccl.h says how large some objects are that LibTorch has compiled, too.
+inline void check_nccl_header() {
+  const std::string library = c10d::getNcclVersion();
+  const std::string header = c10::str(NCCL_MAJOR, ".", NCCL_MINOR, ".");
+  TORCH_CHECK(
+      library.compare(0, header.size(), header) == 0,
+      "World::join(): expected a program compiled with the nccl.h of NCCL ",
+      library,
+      ", which LibTorch uses, but got that of ",
+      header,
+      NCCL_PATCH,
+      ". Compile it with the nccl.h that came with LibTorch.");
+}
+#endif
 
 } // namespace detail
 
@@ -256,6 +273,7 @@ inline void World::add_nccl(const WorldOptions& options) {
   }
 #if defined(PARALLEL_NCCL)
   if (nccl) {
+    detail::check_nccl_header();
     const auto nccl_options = c10d::ProcessGroupNCCL::Options::create();
     nccl_options->timeout = options.timeout();
     const auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(

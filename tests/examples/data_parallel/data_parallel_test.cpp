@@ -319,12 +319,14 @@ TEST(DataParallel, SharesAParameterOfTwoModules) {
 }
 
 TEST(DataParallel, IsThePlainModuleInOneProcess) {
-  torch::nn::Linear net(4, 4);
-  DataParallel parallel(*net, World::alone());
-  const Tensor y = parallel.forward([&] { return net(torch::ones({2, 4})); });
-  y.sum().backward();
-  EXPECT_TRUE(torch::equal(net->weight.grad(), torch::full({4, 4}, 2.)));
-  EXPECT_FALSE(parallel.reducer());
+  expect_in_ranks(1, [] {
+    torch::nn::Linear net(4, 4);
+    DataParallel parallel(*net, World::alone());
+    const Tensor y = parallel.forward([&] { return net(torch::ones({2, 4})); });
+    y.sum().backward();
+    EXPECT_TRUE(torch::equal(net->weight.grad(), torch::full({4, 4}, 2.)));
+    EXPECT_FALSE(parallel.reducer());
+  });
 }
 
 // --- What forward() takes and returns -----------------------------------------
@@ -484,24 +486,27 @@ TEST(DataParallel, GivesAllRanksTheStateOfRankZero) {
 // --- What users do wrong --------------------------------------------------------
 
 TEST(DataParallel, RejectsModulesWithoutTrainedParameters) {
-  const torch::nn::Tanh none;
-  EXPECT_THAT(
-      [&] { DataParallel(*none, World::alone()); },
-      ThrowsError<c10::ValueError>(testing::StrEq(
-          "DataParallel::DataParallel(): expected a module with parameters that "
-          "require a gradient, but it has none. Call it without "
-          "DataParallel.")));
+  expect_in_ranks(1, [] {
+    const torch::nn::Tanh none;
+    EXPECT_THAT(
+        [&] { DataParallel(*none, World::alone()); },
+        ThrowsError<c10::ValueError>(testing::StrEq(
+            "DataParallel::DataParallel(): expected a module with parameters "
+            "that require a gradient, but it has none. Call it without "
+            "DataParallel.")));
+  });
 }
 
 TEST(DataParallel, RejectsSeveralDevices) {
-  torch::nn::Linear net(2, 2);
-  net->bias = net->register_parameter(
-      "other", torch::empty({2}, torch::kMeta), /*requires_grad=*/true);
-  EXPECT_THAT(
-      [&] { DataParallel(*net, World::alone()); },
-      ThrowsError<c10::ValueError>(HasSubstr(
-          "expected all trained parameters on one device, but got cpu "
-          "and meta. Move the module to World::device().")));
+  expect_in_ranks(1, [] {
+    torch::nn::Linear net(2, 2);
+    net->register_parameter("other", torch::empty({2}, torch::kMeta));
+    EXPECT_THAT(
+        [&] { DataParallel(*net, World::alone()); },
+        ThrowsError<c10::ValueError>(HasSubstr(
+            "expected all trained parameters on one device, but got cpu and "
+            "meta. Move the module to World::device().")));
+  });
 }
 
 TEST(DataParallel, RejectsParametersThatHaveChanged) {

@@ -245,16 +245,21 @@ TEST(World, NamesTheFirstRankThatDiffers) {
 }
 
 TEST(World, IsAloneWithoutOthers) {
-  const World world = World::join_or_alone();
-  EXPECT_EQ(world.rank, 0);
-  EXPECT_EQ(world.size, 1);
-  EXPECT_FALSE(world.group);
-  EXPECT_EQ(world.sum(torch::ones({2})).sum().item<float>(), 2);
-  EXPECT_EQ(world.broadcast_bytes("bytes"), "bytes");
-  EXPECT_THAT(world.gather_bytes("bytes"), ElementsAre("bytes"));
-  world.broadcast({torch::ones({2})});
-  world.require_same("text", "text");
-  world.barrier();
+  expect_in_ranks(1, [] {
+    for (const char* name : {"RANK", "WORLD_SIZE"}) {
+      ::unsetenv(name);
+    }
+    const World world = World::join_or_alone();
+    EXPECT_EQ(world.rank, 0);
+    EXPECT_EQ(world.size, 1);
+    EXPECT_FALSE(world.group);
+    EXPECT_EQ(world.sum(torch::ones({2})).sum().item<float>(), 2);
+    EXPECT_EQ(world.broadcast_bytes("bytes"), "bytes");
+    EXPECT_THAT(world.gather_bytes("bytes"), ElementsAre("bytes"));
+    world.broadcast({torch::ones({2})});
+    world.require_same("text", "text");
+    world.barrier();
+  });
 }
 
 TEST(World, JoinsWhereAVariableIsSet) {
@@ -288,7 +293,13 @@ TEST(World, TakesNoNcclForGranted) {
   });
 }
 
-TEST(World, OutlivesARankThatDies) {
+#if defined(PARALLEL_NCCL)
+TEST(World, IsCompiledWithTheHeaderOfLibTorchsNccl) {
+  EXPECT_NO_THROW(parallel::detail::check_nccl_header());
+}
+#endif
+
+TEST(World, FailsWhereARankDies) {
   const auto start = std::chrono::steady_clock::now();
   const auto ranks = run_ranks(0, 2, 2, [] {
     const World world = join();
