@@ -117,7 +117,10 @@ inline void add_computation(CLI::App& app, Config& config) {
          "How images and weights of convolutions lie in memory")
       ->check(support::one_of(memory_format_names()));
   app.add_option(
-         "--threads", config.threads, "Threads on the CPU; 0: one per core")
+         "--threads",
+         config.threads,
+         "Threads on the CPU; 0: one per core, of which the processes of a "
+         "machine have equally many")
       ->transform(support::threads_from(0));
 }
 
@@ -168,6 +171,33 @@ inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
       ->transform(count_from(0));
   for (const std::string& option : saving_options()) {
     plain_option->excludes(app.get_option(option));
+  }
+}
+
+inline void add_processes(CLI::App& app, Config& config) {
+  app.option_defaults()->group("Several processes");
+  CLI::Option* distributed = app.add_flag(
+      "--distributed",
+      config.distributed,
+      "Train as one of the processes that torchrun --no-python has started: each "
+      "takes its slice of every batch, and gradients are averaged. On GPUs, "
+      "kernels are launched one by one");
+  app.add_option(
+         "--backend",
+         config.backend,
+         "What carries gradients: nccl wants a GPU for each process; automatic "
+         "takes it where there are GPUs, and gloo on CPUs")
+      ->check(support::one_of({"automatic", "gloo", "nccl"}))
+      ->needs(distributed);
+  app.add_option(
+         "--peer-timeout",
+         config.peer_timeout,
+         "Seconds to wait for another process before giving up")
+      ->transform(count_from(1))
+      ->needs(distributed);
+  // One compares within a process, the other is a graph without the host.
+  for (const char* option : {"--compare-plain", "--cuda-graph"}) {
+    distributed->excludes(app.get_option(option));
   }
 }
 
@@ -290,6 +320,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   detail::add_computation(app, config);
   detail::add_gpu(app, config);
   detail::add_comparisons(app, config, plain);
+  detail::add_processes(app, config);
   detail::add_files(app, config);
   detail::add_reports(app, config);
   if (!support::parse(app, argc, argv)) {

@@ -6,7 +6,7 @@
 
 The first form exits with 1, and lists what is missing, if the page lacks the
 fixed parts of a message: of TORCH_CHECK*, static_assert, c10::str(), and
-`throw Error` or FormatError in include/memcnn and examples, and of errors in the
+`throw Error`, FormatError or SharedError in include/memcnn and examples, and of errors in the
 CMake files. What a message fills in when it is raised may be anything on the page, such as
 <sizes>. Likewise the words of input_kept_because(), which the page has in a table
 that lists these and no others. The second form prints all messages, to start a new entry from. Python
@@ -34,7 +34,7 @@ CMAKE_SOURCES = (
 
 STRING = r'"(?:\\.|[^"\\])*"'
 CALL = re.compile(
-    r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*(?:Format)?Error)\s*\("
+    r"\b(TORCH_CHECK\w*|static_assert|c10::str|throw (?:\w+::)*(?:Format|Shared)?Error)\s*\("
 )
 # Every string that a function of these returns is a reason to keep an input.
 REASON_SOURCES = (

@@ -34,7 +34,12 @@ struct Config {
   bool use_cuda = true; // where a device is present
   std::optional<bool> cuda_graph; // none: on a GPU, where that can be captured
   bool deterministic = false; // the fastest algorithms add in any order
-  int threads = 0; // 0: LibTorch's default, one per core
+  int threads = 0; // 0: one per core that the run has
+
+  // Several processes.
+  bool distributed = false; // each computes a slice of every batch
+  std::string backend = "automatic"; // NCCL for GPUs, where it is built in
+  int64_t peer_timeout = 600; // seconds; a full disk may take some
 
   // What is read and written.
   std::string data_dir; // empty: where the download targets put the data set

@@ -4,6 +4,7 @@
 #include "train/data/crops.h"
 #include "train/data/images.h"
 #include "train/data/normalisation.h"
+#include "train/data/slice.h"
 #include "train/data/window.h"
 
 #include <torch/types.h>
@@ -18,21 +19,22 @@ struct Batch {
   torch::Tensor labels; // (N), int64
 };
 
-/// Training batches by iteration, on the CPU.
+/// Training batches by iteration, or slices of them, on the CPU.
 class TrainingBatches {
  public:
   TrainingBatches(
       const Images& images,
       const Normalisation& normalise,
       int64_t batch_size,
-      uint64_t seed)
+      uint64_t seed,
+      Slice slice = {})
       : images_(images),
         normalise_(normalise),
-        crops_(images.size(), batch_size, seed) {}
+        crops_(images.size(), batch_size, seed, slice) {}
 
   /// Memory for a batch.
   Batch empty_batch() const {
-    const int64_t size = crops_.batch_size();
+    const int64_t size = crops_.size();
     return {
         torch::empty({size, 3, kImageSize, kImageSize}, torch::kFloat32),
         torch::empty({size}, torch::kInt64)};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/data/slice.h"
 #include "train/data/window.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -36,12 +37,19 @@ struct Crop {
 
 /// The crops of training batches by iteration: each pass over the images in a
 /// new order, and every image augmented anew. All of a batch but its bytes.
+///
+/// A slice has the crops that the whole batch has there.
 class TrainingCrops final {
  public:
   /// Of a data set of so many images.
-  TrainingCrops(int64_t images, int64_t batch_size, uint64_t seed)
+  TrainingCrops(
+      int64_t images,
+      int64_t batch_size,
+      uint64_t seed,
+      Slice slice = {})
       : images_(images),
         batch_size_(batch_size),
+        slice_(slice),
         batches_per_pass_(images / batch_size),
         seed_(seed) {
     if (batches_per_pass_ == 0) {
@@ -53,8 +61,9 @@ class TrainingCrops final {
     }
   }
 
-  int64_t batch_size() const {
-    return batch_size_;
+  /// Of a batch, how many are in the slice.
+  int64_t size() const {
+    return slice_.size(batch_size_);
   }
 
   std::vector<Crop> at(int64_t iteration) {
@@ -69,8 +78,9 @@ class TrainingCrops final {
     const auto windows = draw_windows(
         batch_size_, detail::generator_for(seed_, kAugmentation, iteration));
     const int64_t first = (iteration % batches_per_pass_) * batch_size_;
+    const int64_t begin = slice_.first(batch_size_);
     std::vector<Crop> crops;
-    for (int64_t place = 0; place < batch_size_; ++place) {
+    for (int64_t place = begin; place < begin + size(); ++place) {
       crops.push_back(
           {order_[static_cast<size_t>(first + place)],
            windows[static_cast<size_t>(place)]});
@@ -84,6 +94,7 @@ class TrainingCrops final {
 
   int64_t images_;
   int64_t batch_size_;
+  Slice slice_;
   int64_t batches_per_pass_;
   uint64_t seed_;
   int64_t pass_ = -1;

@@ -22,7 +22,7 @@ class DeviceBatches final {
       : images_(std::move(images)),
         crops_(std::move(crops)),
         sent_(torch::zeros(
-            {kAhead, 4, crops_.batch_size()},
+            {kAhead, 4, crops_.size()},
             torch::TensorOptions(device).dtype(torch::kInt64))),
         next_(torch::zeros({1}, sent_.options())),
         one_(torch::ones({1}, sent_.options())) {}
@@ -45,7 +45,7 @@ class DeviceBatches final {
 
   /// The batch of any iteration. What is next stays next.
   Batch at(int64_t iteration) {
-    const auto crops = torch::empty({4, crops_.batch_size()}, torch::kInt64);
+    const auto crops = torch::empty({4, crops_.size()}, torch::kInt64);
     write(iteration, crops);
     return images_.cropped(crops.to(sent_.device()));
   }
@@ -73,7 +73,7 @@ class DeviceBatches final {
   /// Fills (4, N) numbers as DeviceImages::cropped() takes them.
   void write(int64_t iteration, const torch::Tensor& numbers) {
     auto* number = numbers.data_ptr<int64_t>();
-    const int64_t size = crops_.batch_size();
+    const int64_t size = crops_.size();
     for (const auto& [image, window] : crops_.at(iteration)) {
       number[0] = image;
       number[size] = window.top;

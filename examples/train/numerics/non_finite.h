@@ -16,6 +16,10 @@
 
 namespace training {
 
+/// Where nothing else is found.
+inline constexpr const char* kFiniteLogits =
+    "the loss, which is made of finite logits";
+
 namespace detail {
 
 inline bool is_finite(const torch::Tensor& tensor) {
@@ -99,7 +103,7 @@ inline std::string origin_of_non_finite(
       return *state;
     }
     return detail::non_finite_block(network, batch, autocast)
-        .value_or("the loss, which is made of finite logits");
+        .value_or(kFiniteLogits);
   } catch (const c10::Error&) {
     // It goes beside another message, which must not be lost.
     return "";

@@ -9,6 +9,7 @@
 #include "train/run/run_state.h"
 #include "train/step/memory_use.h"
 #include "train/step/trainer.h"
+#include "train/team/team.h"
 
 #include <fmt/format.h>
 #include <torch/types.h>
@@ -58,6 +59,18 @@ inline std::string precision(const Config& config) {
   return text;
 }
 
+/// Who shares a batch; empty where nobody does.
+inline std::string processes(const Config& config, const Team& team) {
+  if (!config.distributed) {
+    return "";
+  }
+  return fmt::format(
+      "  processes {}, each on {} images of a batch, gradients averaged by {}\n",
+      team.size(),
+      config.batch_size / team.size(),
+      team.backend());
+}
+
 /// How the steps of a GPU run; empty for a CPU.
 inline std::string launching(const Config& config, torch::Device device) {
   if (!device.is_cuda()) {
@@ -79,13 +92,16 @@ inline void print_banner(
     const RunState& state,
     const Trainer& trainer) {
   const int threads = torch::get_num_threads();
-  const auto hint =
-      trainer.device().is_cpu() ? hint_on_load(threads) : std::nullopt;
+  // The other processes of the run would count as programs of others.
+  const auto hint = trainer.device().is_cpu() && !config.distributed
+      ? hint_on_load(threads)
+      : std::nullopt;
   say("{} on {}\n"
       "  network   {} parameters ({:.2f} MiB), engine {}\n"
       "  data      {} training and {} test images of {} classes, {}\n"
       "  training  {}\n"
       "  computed  on {}, {} thread{}, in {}, {}{}\n"
+      "{}"
       "  results   {}\n"
       "{}",
       config.model,
@@ -104,6 +120,7 @@ inline void print_banner(
       detail::precision(config),
       config.memory_format,
       detail::launching(config, trainer.device()),
+      detail::processes(config, trainer.team()),
       config.results_dir,
       hint ? fmt::format("  busy      {}\n", *hint) : "");
 }

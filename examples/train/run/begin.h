@@ -13,6 +13,7 @@
 #include "train/run/results.h"
 #include "train/run/run_state.h"
 #include "train/step/trainer.h"
+#include "train/team/team.h"
 #include "train/weights/python_weights.h"
 
 #include <fmt/format.h>
@@ -22,6 +23,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace training {
 
@@ -56,6 +58,22 @@ inline void warn_of_loss(const CheckpointFiles& checkpoints) {
   }
 }
 
+/// Says what is not as if the run had never stopped.
+inline void warn_of_processes(
+    const std::filesystem::path& path,
+    int64_t found,
+    int64_t now) {
+  if (found != now) {
+    print_warning(fmt::format(
+        "the checkpoint {} is of a run of {} process{}, and goes on with {}: "
+        "each normalises over another share of a batch, and losses differ",
+        path.string(),
+        found,
+        found == 1 ? "" : "es",
+        now));
+  }
+}
+
 inline RunState resume(
     const Config& config,
     uint32_t fingerprint,
@@ -77,6 +95,7 @@ inline RunState resume(
     warn_of_loss(checkpoints);
     checkpoints.go_back();
   }
+  warn_of_processes(path, state.processes, trainer.team().size());
   say("going on from {} at iteration {}", path.string(), state.iteration);
   if (config.iterations != state.iterations) {
     say("training for {} iterations instead of {}: from here on the learning "
@@ -176,6 +195,32 @@ inline RunState begin(
   RunState state;
   state.iterations = config.iterations;
   return state;
+}
+
+/// Where all processes begin: the leader has found out, and the others learn it
+/// from the checkpoint that it would write now. They need no files, and cannot
+/// disagree.
+inline RunState begin_as_leader(
+    const Config& config,
+    uint32_t fingerprint,
+    RunState state,
+    Trainer& trainer) {
+  Team& team = trainer.team();
+  state.processes = team.size();
+  if (team.size() > 1) {
+    team.from_leader(make_checkpoint(config, fingerprint, state, trainer));
+  }
+  return state;
+}
+
+/// Likewise as one of the others.
+inline RunState begin_with_leader(
+    const Config& config,
+    uint32_t fingerprint,
+    Trainer& trainer) {
+  const std::string bytes = trainer.team().from_leader("");
+  return restore_checkpoint(
+      bytes, "of the leader", config, fingerprint, trainer);
 }
 
 } // namespace training

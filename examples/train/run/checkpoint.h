@@ -6,6 +6,7 @@
 #include "train/base/checksum.h"
 #include "train/base/config.h"
 #include "train/base/files.h"
+#include "train/run/as_argument.h"
 #include "train/run/checkpoint_content.h"
 #include "train/run/run_state.h"
 #include "train/run/trainer_state.h"
@@ -14,7 +15,6 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -36,28 +36,6 @@ namespace detail {
       config.seed,
       found,
       found));
-}
-
-/// A setting of a recipe as a user gives it.
-inline std::string as_argument(
-    const std::string& key,
-    const nlohmann::json& value) {
-  if (key == "checkpoint_transitions") {
-    return value == true ? "no --keep-transitions" : "--keep-transitions";
-  }
-  if (key == "engine" && value == "plain") {
-    return "--plain";
-  }
-  if (key == "model" || key == "dataset") {
-    return (key == "model" ? "MODEL " : "DATASET ") +
-        support::printable(value.dump());
-  }
-  std::string flag =
-      "--" + (key == "memory_budget_mib" ? "memory_budget" : key);
-  std::replace(flag.begin(), flag.end(), '_', '-');
-  return value.is_null() || value == false ? "no " + flag
-      : value == true                      ? flag
-                      : flag + " " + support::printable(value.dump());
 }
 
 /// Whether a setting of two recipes is the same. A file has many paths.

@@ -85,6 +85,7 @@ inline std::string checkpoint_bytes(const Checkpoint& checkpoint) {
   const nlohmann::json about = {
       {"recipe", checkpoint.recipe},
       {"images", checkpoint.images},
+      {"processes", checkpoint.state.processes},
       {"state", checkpoint.state}};
   StateDict tensors = checkpoint.tensors;
   tensors.insert("about", detail::bytes_of(about.dump()));
@@ -105,6 +106,8 @@ inline Checkpoint parse_checkpoint(std::string bytes) {
     checkpoint.recipe = about.at("recipe");
     checkpoint.images = about.at("images");
     about.at("state").get_to(checkpoint.state);
+    // Not said by versions that know of one only.
+    checkpoint.state.processes = about.value("processes", int64_t{1});
   } catch (const nlohmann::json::exception&) {
     throw FormatError("its description is corrupt");
   }

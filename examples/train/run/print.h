@@ -2,9 +2,9 @@
 #pragma once
 
 #include "train/base/config.h"
+#include "train/base/interrupt.h"
 #include "train/libtorch/device_memory.h"
 #include "train/numerics/numerics.h"
-#include "train/run/interrupt.h"
 #include "train/run/run_state.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"

@@ -34,7 +34,9 @@ class ProgressLine final {
     }
   }
 
-  ProgressLine() = default;
+  /// Of several processes on one terminal, one is to show it.
+  explicit ProgressLine(bool wanted = true) : on_(wanted && is_terminal()) {}
+
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
 
@@ -53,7 +55,7 @@ class ProgressLine final {
 #endif
   }
 
-  bool on_ = is_terminal();
+  bool on_;
   bool shown_ = false;
 };
 

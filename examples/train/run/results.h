@@ -21,6 +21,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace training {
@@ -31,6 +32,12 @@ namespace detail {
 template <class Number>
 nlohmann::ordered_json measured(Number value) {
   return value > 0 ? nlohmann::ordered_json(value) : nullptr;
+}
+
+/// What averages gradients; null in one process.
+inline nlohmann::ordered_json backend_of(const Trainer& trainer) {
+  const std::string backend = trainer.team().backend();
+  return backend.empty() ? nullptr : nlohmann::ordered_json(backend);
 }
 
 } // namespace detail
@@ -73,6 +80,8 @@ inline void write_run(
       {"cuda_graph", uses_graph(config, trainer.device())},
       {"deterministic", config.deterministic},
       {"threads", torch::get_num_threads()},
+      {"processes", trainer.team().size()},
+      {"backend", detail::backend_of(trainer)},
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
       {"classes", data.num_classes},
@@ -120,6 +129,8 @@ inline nlohmann::ordered_json make_results(
       {"device", trainer.device().str()},
       {"cuda_graph", uses_graph(config, trainer.device())},
       {"deterministic", config.deterministic},
+      {"processes", trainer.team().size()},
+      {"backend", detail::backend_of(trainer)},
       {"parameters", trainer.parameter_count()},
       {"parameter_bytes", trainer.parameter_bytes()},
       {"test_accuracy", evaluation.accuracy},

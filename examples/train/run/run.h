@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "support/error.h"
 #include "train/base/config.h"
 #include "train/numerics/non_finite.h"
 #include "train/numerics/numerics.h"
 #include "train/numerics/warnings.h"
 #include "train/run/checkpoint.h"
-#include "train/run/checkpoint_files.h"
-#include "train/run/interrupt.h"
-#include "train/run/log.h"
 #include "train/run/out_of_memory.h"
 #include "train/run/print.h"
 #include "train/run/progress_line.h"
 #include "train/run/results.h"
+#include "train/run/run_files.h"
 #include "train/run/run_state.h"
+#include "train/step/largest_memory.h"
+#include "train/step/memory_use.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
+#include "train/team/team.h"
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
@@ -32,16 +32,16 @@
 namespace training {
 
 /// A run from where it begins to its last iteration or an interrupt: steps, and
-/// what is printed, logged and saved between them.
+/// what is printed, logged and saved between them, by the leader of its team.
 class Run final {
  public:
   /// `state` is where the run begins, and `fingerprint` that of its images.
+  /// `files` are none but for the leader.
   Run(const Config& config,
       uint32_t fingerprint,
       RunState state,
       Trainer& trainer,
-      const CheckpointFiles& checkpoints,
-      Log& log,
+      RunFiles* files,
       ProgressLine& progress)
       : config_(config),
         fingerprint_(fingerprint),
@@ -49,8 +49,8 @@ class Run final {
         begun_(state_.iteration),
         saved_(state_.iteration),
         trainer_(trainer),
-        checkpoints_(checkpoints),
-        log_(log),
+        team_(trainer.team()),
+        files_(files),
         progress_(progress) {}
 
   /// Trains until the last iteration is done or a signal asks to stop.
@@ -62,7 +62,7 @@ class Run final {
         write_row();
       }
       const bool stop =
-          state_.iteration == config_.iterations || interrupted() != 0;
+          state_.iteration == config_.iterations || team_.stop_signal() != 0;
       if (stop || is_due_every(config_.checkpoint_every)) {
         save();
       }
@@ -77,10 +77,10 @@ class Run final {
   std::optional<Evaluation> evaluate() {
     const auto evaluation = trainer_.evaluate([&](double share) {
       progress_.show(fmt::format("evaluating: {:.0f} %", 100 * share));
-      return interrupted() == 0;
+      return team_.stop_signal() == 0;
     });
     progress_.clear();
-    if (evaluation && !std::isfinite(evaluation->loss)) {
+    if (files_ && evaluation && !std::isfinite(evaluation->loss)) {
       warn_of_evaluation(*evaluation);
     }
     return evaluation;
@@ -99,7 +99,7 @@ class Run final {
     int64_t begun = state_.iteration;
     for (;;) {
       trainer_.step(begun++);
-      if (begun == end || interrupted() != 0) {
+      if (begun == end || team_.stop_signal() != 0) {
         break;
       }
       show_progress(begun);
@@ -113,9 +113,11 @@ class Run final {
     state_.add(report.sums);
     last_ = report.sums;
     if (report.bad_loss) {
-      stop_on_bad("loss", *report.bad_loss, state_.iteration + 1);
+      const int64_t iteration = state_.iteration + 1;
+      stop_on_bad(
+          "loss", *report.bad_loss, iteration, origin_of_all(iteration));
     }
-    if (state_.iteration == begun_ + 1) {
+    if (files_ && state_.iteration == begun_ + 1) {
       progress_.clear();
       print_kept(config_, trainer_);
       if (!row_is_due()) {
@@ -211,13 +213,20 @@ class Run final {
 
   /// Nothing is written where a signal asks to stop before it is complete.
   void write_row() {
-    nlohmann::ordered_json row = make_row(config_, state_);
     std::optional<Evaluation> evaluation;
-    if (evaluation_is_due()) {
-      evaluation = evaluate();
-      if (!evaluation) {
-        return;
-      }
+    if (evaluation_is_due() && !(evaluation = evaluate())) {
+      return;
+    }
+    take_largest_memory();
+    if (files_) {
+      write_row(evaluation);
+    }
+    state_.since_row = StepSums();
+  }
+
+  void write_row(const std::optional<Evaluation>& evaluation) {
+    nlohmann::ordered_json row = make_row(config_, state_);
+    if (evaluation) {
       row["test_loss"] = evaluation->loss;
       row["test_accuracy"] = evaluation->accuracy;
       row["test_top5"] = evaluation->top5;
@@ -238,8 +247,15 @@ class Run final {
     if (evaluation) {
       print_evaluation(state_.iteration, *evaluation);
     }
-    log_.add(row);
-    state_.since_row = StepSums();
+    files_->log().add(row);
+  }
+
+  /// What rows, results and checkpoints say of memory is of the process that
+  /// takes the most.
+  void take_largest_memory() {
+    for (MemoryUse* use : {&state_.since_row.memory, &state_.memory}) {
+      *use = largest_of_all(*use, team_);
+    }
   }
 
   void save() {
@@ -247,20 +263,25 @@ class Run final {
       return;
     }
     if (!trainer_.weights_are_finite()) {
-      stop_on_bad("weights", NAN, state_.iteration);
+      stop_on_bad(
+          "weights", NAN, state_.iteration, own_origin(state_.iteration));
     }
-    state_.log = log_.mark();
-    checkpoints_.write(
-        make_checkpoint(config_, fingerprint_, state_, trainer_));
+    take_largest_memory();
+    if (files_) {
+      state_.log = files_->log().mark();
+      files_->checkpoints().write(
+          make_checkpoint(config_, fingerprint_, state_, trainer_));
+    }
     saved_ = state_.iteration;
   }
 
-  [[noreturn]] void
-  stop_on_bad(const char* what, double value, int64_t iteration) {
-    const std::string origin = origin_of_non_finite(
-        trainer_.network(), trainer_.batch(iteration - 1), config_.amp);
+  [[noreturn]] void stop_on_bad(
+      const char* what,
+      double value,
+      int64_t iteration,
+      const std::string& origin) {
     progress_.clear();
-    throw support::Error(
+    throw SharedError(
         fmt::format(
             "expected the {} to be finite, but got {:g} at iteration {}",
             what,
@@ -272,6 +293,23 @@ class Run final {
         ". " + cure_of_bad());
   }
 
+  /// By the slice of this process.
+  std::string own_origin(int64_t iteration) {
+    return origin_of_non_finite(
+        trainer_.network(), trainer_.batch(iteration - 1), config_.amp);
+  }
+
+  /// By the slices of all: it may be that of one alone.
+  std::string origin_of_all(int64_t iteration) {
+    const std::string own = own_origin(iteration);
+    for (const std::string& origin : team_.from_all(own)) {
+      if (!origin.empty() && origin != kFiniteLogits) {
+        return origin;
+      }
+    }
+    return own;
+  }
+
   std::string cure_of_bad() const {
     if (state_.iteration == 0 && !config_.load_weights.empty()) {
       return fmt::format(
@@ -281,13 +319,13 @@ class Run final {
     const auto cure = fmt::format(
         "Give a lower --learning-rate (now {:g})", config_.learning_rate);
     // Which is of the old rate: a run goes on from it under no other.
-    return !checkpoints_.has_last()
+    return !files_ || !files_->checkpoints().has_last()
         ? cure + "."
         : fmt::format(
               "{} with --fresh, or with another --results-dir: the last good "
               "checkpoint stays in {} until then.",
               cure,
-              checkpoints_.last().string());
+              files_->checkpoints().last().string());
   }
 
   const Config& config_;
@@ -297,8 +335,8 @@ class Run final {
   int64_t saved_; // iteration of the last checkpoint
   StepSums last_; // what was read last
   Trainer& trainer_;
-  const CheckpointFiles& checkpoints_;
-  Log& log_;
+  Team& team_;
+  RunFiles* files_; // none but for the leader
   ProgressLine& progress_;
 };
 

@@ -23,6 +23,7 @@ struct RunState {
   std::vector<double> step_milliseconds;
   MemoryUse memory; // largest of all steps
   LogMark log; // the rows so far
+  int64_t processes = 1; // that share each batch
 
   void add(const StepSums& sums) {
     iteration += sums.steps;

@@ -6,26 +6,28 @@
 
 #include "support/error.h"
 #include "train/base/config.h"
-#include "train/base/files.h"
 #include "train/base/folder.h"
+#include "train/base/interrupt.h"
 #include "train/base/new_file.h"
 #include "train/data/data_set.h"
 #include "train/libtorch/algorithms.h"
+#include "train/run/agreement.h"
 #include "train/run/banner.h"
 #include "train/run/begin.h"
-#include "train/run/checkpoint_files.h"
 #include "train/run/classes.h"
 #include "train/run/comparison.h"
-#include "train/run/interrupt.h"
-#include "train/run/log.h"
 #include "train/run/out_of_memory.h"
 #include "train/run/own_files.h"
 #include "train/run/print.h"
 #include "train/run/progress_line.h"
 #include "train/run/results.h"
-#include "train/run/results_dir.h"
 #include "train/run/run.h"
+#include "train/run/run_files.h"
+#include "train/run/run_state.h"
+#include "train/step/step_result.h"
 #include "train/step/trainer.h"
+#include "train/team/launcher.h"
+#include "train/team/team.h"
 #include "train/weights/python_weights.h"
 
 #include <c10/util/Exception.h>
@@ -33,11 +35,13 @@
 #include <torch/cuda.h>
 #include <torch/utils.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 namespace training {
@@ -56,6 +60,19 @@ inline torch::Device start_device(const Config& config) {
     choose_algorithms(config.deterministic);
   }
   return has_gpu ? torch::kCUDA : torch::kCPU;
+}
+
+/// As many threads as there are cores for each process: LibTorch's default is
+/// right for one, and torchrun's of 1 for machines whose cores it does not know.
+inline void start_threads(const Config& config) {
+  if (config.threads > 0) {
+    torch::set_num_threads(config.threads);
+  } else if (config.distributed) {
+    const auto cores =
+        static_cast<int64_t>(std::thread::hardware_concurrency());
+    torch::set_num_threads(static_cast<int>(
+        std::max<int64_t>(1, cores / processes_of_this_machine())));
+  }
 }
 
 inline void keep_first(Images& images, int64_t count) {
@@ -91,25 +108,22 @@ inline std::optional<Comparison> try_to_compare(
   return std::nullopt;
 }
 
-/// What comes after the last step: evaluation, comparison, results, weights.
-/// False where a signal asks to stop before the results are complete; nothing
-/// is written then.
-inline bool finish(
+/// What the leader does after the last step and the evaluation: comparison,
+/// results, weights. False where a signal asks to stop before the results are
+/// complete; nothing is written then.
+inline bool write_results(
     const Config& config,
     const DataSet& data,
     const Folder& folder,
-    Run& run,
+    const RunState& state,
+    const Evaluation& evaluation,
     Trainer& trainer,
     memcnn::AllocationMeter& meter,
     ProgressLine& progress) {
-  const std::optional<Evaluation> evaluation = run.evaluate();
-  if (!evaluation) {
-    return false;
-  }
-  print_evaluation(run.state().iteration, *evaluation);
-  print_summary(config, run.state(), trainer, *evaluation);
-  print_classes(*evaluation, data.class_names);
-  auto results = make_results(config, data, run.state(), trainer, *evaluation);
+  print_evaluation(state.iteration, evaluation);
+  print_summary(config, state, trainer, evaluation);
+  print_classes(evaluation, data.class_names);
+  auto results = make_results(config, data, state, trainer, evaluation);
   if (config.compare_plain > 0) {
     const auto comparison =
         try_to_compare(config, data, trainer.device(), meter, progress);
@@ -153,75 +167,111 @@ print_lost_output(const Config& config, const RunState& state, bool finished) {
       stderr);
 }
 
-inline int train(const Config& config) {
-  if (!config.save_weights.empty()) {
-    check_save_weights(config);
-  }
-  const memcnn::PlainAutogradGuard plain(is_plain(config));
-  const torch::Device device = start_device(config);
-  if (config.threads > 0) {
-    torch::set_num_threads(config.threads);
-  }
-  // From here on, so that every tensor of the program is known to the meter.
-  memcnn::AllocationMeter meter(device.type());
-  ProgressLine progress;
-
-  progress.show("reading " + config.dataset);
-  DataSet data = load_dataset(config);
-  if (!data.class_names_flaw.empty()) {
-    progress.clear();
-    print_warning(data.class_names_flaw);
-  }
-  const uint32_t images = fingerprint(data);
-  keep_first(data.test, config.test_images);
-  ResultsDir directory(config.results_dir);
-  const Folder& folder = directory.folder();
-  const CheckpointFiles checkpoints(folder);
-  for (const char* name : {kRunName, kLogName, kResultsName}) {
-    folder.check_place(name);
-  }
-  if (!config.save_weights.empty()) {
-    check_writable(config.save_weights, "--save-weights");
-  }
-  Trainer trainer(config, data, device, meter);
-  progress.clear();
-
-  RunState state = begin(config, images, checkpoints, folder, trainer);
-  directory.keep();
-  // What is there of another run, or of an earlier end of this one.
-  folder.remove(kResultsName);
-  write_run(folder, config, state, data, images, trainer);
-  print_banner(config, data, state, trainer);
-  Log log(folder, state.log);
-
-  Run run(
-      config, images, std::move(state), trainer, checkpoints, log, progress);
-  run.train();
-  const bool finished =
-      finish(config, data, folder, run, trainer, meter, progress);
+/// What the leader prints last. Returns the exit code.
+inline int end(
+    const Config& config,
+    const RunState& state,
+    int stop_signal,
+    bool finished) {
   if (output_error() != 0) {
-    print_lost_output(config, run.state(), finished);
-    return 128 + interrupted();
+    print_lost_output(config, state, finished);
+    return 128 + (stop_signal != 0 ? stop_signal : interrupted());
   }
   if (!finished) {
-    say("stopped at iteration {}; {}",
-        run.state().iteration,
-        how_to_go_on(config));
-    return 128 + interrupted();
+    say("stopped at iteration {}; {}", state.iteration, how_to_go_on(config));
+    return 128 + stop_signal;
   }
   return 0;
 }
 
+/// The images of a run, which every process reads for itself.
+inline DataSet
+read_data(const Config& config, const Team& team, ProgressLine& progress) {
+  progress.show("reading " + config.dataset);
+  DataSet data = load_dataset(config);
+  if (team.leads() && !data.class_names_flaw.empty()) {
+    progress.clear();
+    print_warning(data.class_names_flaw);
+  }
+  return data;
+}
+
+/// Where the run begins, for all processes; what it is, for people to read.
+inline RunState start(
+    const Config& config,
+    uint32_t images,
+    const DataSet& data,
+    RunFiles* files,
+    Trainer& trainer) {
+  if (files == nullptr) {
+    return begin_with_leader(config, images, trainer);
+  }
+  RunState state = begin_as_leader(
+      config,
+      images,
+      begin(config, images, files->checkpoints(), files->folder(), trainer),
+      trainer);
+  files->keep(state.log);
+  write_run(files->folder(), config, state, data, images, trainer);
+  print_banner(config, data, state, trainer);
+  return state;
+}
+
+inline int train(const Config& config, Team& team) {
+  agree_on_options(config, team);
+  if (team.leads() && !config.save_weights.empty()) {
+    check_save_weights(config);
+  }
+  const memcnn::PlainAutogradGuard plain(is_plain(config));
+  const torch::Device device = start_device(config);
+  start_threads(config);
+  // From here on, so that every tensor of the program is known to the meter.
+  memcnn::AllocationMeter meter(device.type());
+  ProgressLine progress(team.leads());
+
+  DataSet data = read_data(config, team, progress);
+  const uint32_t images = fingerprint(data);
+  agree_on_images(config, images, team);
+  keep_first(data.test, config.test_images);
+  std::optional<RunFiles> own_files;
+  if (team.leads()) {
+    own_files.emplace(config);
+  }
+  RunFiles* files = own_files ? &*own_files : nullptr;
+  Trainer trainer(config, data, device, meter, /*steps_on=*/std::nullopt, team);
+  progress.clear();
+
+  RunState state = start(config, images, data, files, trainer);
+  Run run(config, images, std::move(state), trainer, files, progress);
+  run.train();
+  const std::optional<Evaluation> evaluation = run.evaluate();
+  int code = 0;
+  if (files != nullptr) {
+    const bool finished = evaluation &&
+        write_results(config,
+                      data,
+                      files->folder(),
+                      run.state(),
+                      *evaluation,
+                      trainer,
+                      meter,
+                      progress);
+    code = end(config, run.state(), team.stop_signal(), finished);
+  }
+  // Nobody leaves before the leader has written all.
+  return std::stoi(team.from_leader(std::to_string(code)));
+}
+
 } // namespace detail
 
-/// Trains, evaluates and reports as the configuration says. Returns the exit
-/// code: 0, or 128 + the signal that stopped the run; that is SIGPIPE where
-/// something could not be printed.
+/// Trains, evaluates and reports as the configuration says, as one of a team.
+/// Returns the exit code: 0, or 128 + the signal that stopped the run; that is
+/// SIGPIPE where something could not be printed.
 ///
 /// Throws:   Error for all that the user can put right.
-inline int train(const Config& config) {
+inline int train(const Config& config, Team& team) {
   try {
-    return detail::train(config);
+    return detail::train(config, team);
   } catch (const c10::OutOfMemoryError& error) {
     throw out_of_memory(config, error);
   }

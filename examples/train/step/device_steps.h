@@ -87,7 +87,7 @@ class DeviceSteps final : public Steps {
   void learn() {
     const Batch batch = batches_.next();
     learner_.optimizer().zero_grad();
-    MemoryWatch memory(meter_);
+    MemoryWatch memory(meter_, learner_.standing_gradients());
     const torch::Tensor figures = learner_.forward_and_backward(batch, memory);
     learner_.optimizer().step(tally_.add(figures));
     note(memory.use());

@@ -42,7 +42,7 @@ class HostSteps final : public Steps {
 
     StepSums sums;
     sums.data_milliseconds = watch.milliseconds();
-    MemoryWatch memory(meter_);
+    MemoryWatch memory(meter_, learner_.standing_gradients());
     const torch::Tensor figures = learner_.forward_and_backward(batch, memory);
     sums.loss = figures[0].item<double>();
     if (report_.bad_loss || !std::isfinite(sums.loss)) {

@@ -10,11 +10,13 @@
 #include "train/step/loss.h"
 #include "train/step/memory_use.h"
 #include "train/step/network.h"
+#include "train/team/team.h"
 
 #include <torch/nn.h>
 #include <torch/optim/sgd.h>
 
 #include <cstdint>
+#include <memory>
 
 namespace training {
 
@@ -43,10 +45,18 @@ class Learner final {
     torch::Tensor hits; // of ranked_hits()
   };
 
-  Learner(const Config& config, int64_t num_classes, torch::Device device)
+  Learner(
+      const Config& config,
+      int64_t num_classes,
+      torch::Device device,
+      Team& team)
       : config_(config),
         device_(device),
-        network_(detail::moved_to(device, make_network(config, num_classes))),
+        team_(team),
+        network_(detail::moved_to(
+            device,
+            make_network(config, num_classes, team.size()))),
+        average_(team.average_gradients(network())),
         optimizer_(network().parameters(), detail::optimizer_options(config)) {}
 
   Learner(const Learner&) = delete;
@@ -59,6 +69,9 @@ class Learner final {
     if (rate != optimizer_.lr()) {
       optimizer_.set_lr(rate);
     }
+    if (!device_.is_cpu()) { // else signals come with the figures
+      team_.meet();
+    }
   }
 
   Forward forward(const Batch& batch) {
@@ -68,13 +81,37 @@ class Learner final {
     return {loss_of(logits, batch.labels), ranked_hits(logits, batch.labels)};
   }
 
-  /// Forward and backward. Returns figures_of() the batch; the gradients are
-  /// those of the parameters.
-  torch::Tensor forward_and_backward(const Batch& batch, MemoryWatch& memory) {
-    const auto [loss, hits] = forward(batch);
+  /// Forward and backward of this process' slice. Returns figures_of() the whole
+  /// batch; the gradients, of the parameters, are its, too.
+  torch::Tensor forward_and_backward(const Batch& slice, MemoryWatch& memory) {
+    Forward found;
+    average_->forward([&] {
+      found = forward(slice);
+      return found.loss;
+    });
     memory.note_end_of_forward();
-    loss.backward();
-    return figures_of(loss, hits);
+    torch::Tensor figures = figures_of(found.loss, found.hits);
+    if (team_.size() > 1) { // whose slices are of one size
+      figures[0] /= team_.size();
+    }
+    const Team::Pending of_all = team_.begin_sum(figures);
+    found.loss.backward();
+    return of_all();
+  }
+
+  /// Memory that gradients take from step to step.
+  int64_t standing_gradients() const {
+    return average_->standing_bytes();
+  }
+
+  /// Gives all processes the running statistics of the leader, which are those
+  /// that its checkpoint has.
+  void share_buffers() {
+    average_->share_buffers();
+  }
+
+  Team& team() const {
+    return team_;
   }
 
   revnet::RevNetImpl& network() const {
@@ -92,7 +129,9 @@ class Learner final {
  private:
   Config config_;
   torch::Device device_;
+  Team& team_;
   revnet::RevNet network_;
+  std::unique_ptr<GradientAverage> average_;
   revnet::FusedSgd optimizer_;
 };
 

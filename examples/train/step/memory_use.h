@@ -25,11 +25,14 @@ inline double to_mebibytes(int64_t bytes) {
   return static_cast<double>(bytes) / (1024.0 * 1024.0);
 }
 
-/// Measures what a step takes from here on.
+/// Measures what a step takes from here on, beside gradients that are there for
+/// good.
 class MemoryWatch final {
  public:
-  explicit MemoryWatch(memcnn::AllocationMeter& meter)
-      : meter_(meter), before_(meter.held_bytes()) {
+  MemoryWatch(memcnn::AllocationMeter& meter, int64_t standing_gradients)
+      : meter_(meter),
+        standing_gradients_(standing_gradients),
+        before_(meter.held_bytes()) {
     meter.reset_peak();
   }
 
@@ -38,11 +41,12 @@ class MemoryWatch final {
   }
 
   MemoryUse use() const {
-    return {held_, meter_.peak_bytes() - before_};
+    return {held_, meter_.peak_bytes() - before_ + standing_gradients_};
   }
 
  private:
   memcnn::AllocationMeter& meter_;
+  int64_t standing_gradients_;
   int64_t before_;
   int64_t held_ = 0;
 };

@@ -55,9 +55,11 @@ inline at::MemoryFormat memory_format_of(const Config& config) {
       : at::MemoryFormat::Contiguous;
 }
 
-/// Builds the network of a configuration. The same seed gives the same weights
-/// under every engine.
-inline revnet::RevNet make_network(const Config& config, int64_t num_classes) {
+/// Builds the network of a configuration, which computes a slice of each batch
+/// in each of `processes`. The same seed gives the same weights under every
+/// engine.
+inline revnet::RevNet
+make_network(const Config& config, int64_t num_classes, int64_t processes = 1) {
   constexpr int64_t kBytesPerMebibyte = 1024 * 1024;
   auto options = revnet::named(config.model)
                      .num_classes(num_classes)
@@ -70,13 +72,19 @@ inline revnet::RevNet make_network(const Config& config, int64_t num_classes) {
     options.memory_budgets(shares_of(
         config.memory_budget * kBytesPerMebibyte,
         result_bytes(
-            options, config.batch_size, /*number_bytes=*/config.amp ? 2 : 4)));
+            options,
+            config.batch_size / processes,
+            /*number_bytes=*/config.amp ? 2 : 4)));
   }
   torch::manual_seed(config.seed);
   revnet::RevNet network(options);
   for (torch::Tensor& parameter : network->parameters()) {
     if (parameter.dim() == 4) { // the weight of a convolution
-      parameter.set_data(parameter.contiguous(memory_format_of(config)));
+      // Not by contiguous(), which leaves those of 1 x 1 as they are: gradients
+      // have all strides of the format.
+      parameter.set_data(
+          torch::empty_like(parameter, {}, memory_format_of(config))
+              .copy_(parameter.detach()));
     }
   }
   return network;

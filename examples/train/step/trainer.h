@@ -10,6 +10,7 @@
 #include "train/data/device_images.h"
 #include "train/data/images.h"
 #include "train/data/normalisation.h"
+#include "train/data/slice.h"
 #include "train/step/device_steps.h"
 #include "train/step/evaluate.h"
 #include "train/step/host_steps.h"
@@ -17,6 +18,8 @@
 #include "train/step/network.h"
 #include "train/step/step_result.h"
 #include "train/step/steps.h"
+#include "train/team/alone.h"
+#include "train/team/team.h"
 
 #include <torch/nn.h>
 #include <torch/version.h>
@@ -38,30 +41,33 @@ inline StepsOn best_for(torch::Device device) {
 }
 
 /// Whether steps on a device are to be CUDA graphs. By themselves only where
-/// recomputation can be captured: memcnn's Note [Graph capture], rule 2.
+/// recomputation can be captured: memcnn's Note [Graph capture], rule 2. Never
+/// where processes average gradients, for which the host is needed.
 inline bool uses_graph(const Config& config, torch::Device device) {
   constexpr bool kReplaysRandomNumbers = TORCH_VERSION_MAJOR > 2 ||
       (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 10);
-  return device.is_cuda() && config.cuda_graph.value_or(kReplaysRandomNumbers);
+  return device.is_cuda() && !config.distributed &&
+      config.cuda_graph.value_or(kReplaysRandomNumbers);
 }
 
 /// A network, its optimizer and its data: all that training touches.
 class Trainer {
  public:
-  /// The meter must count the memory of `device` and outlive the trainer.
-  /// `steps_on` is for tests: what a GPU does runs on a CPU, too.
+  /// The meter must count the memory of `device`; it and the team outlive the
+  /// trainer. `steps_on` is for tests: what a GPU does runs on a CPU, too.
   Trainer(
       const Config& config,
       const DataSet& data,
       torch::Device device,
       memcnn::AllocationMeter& meter,
-      std::optional<StepsOn> steps_on = std::nullopt)
+      std::optional<StepsOn> steps_on = std::nullopt,
+      Team& team = alone())
       : num_classes_(data.num_classes),
         // A GPU has the room, and waits for the host less often.
         test_batch_(device.is_cpu() ? 200 : 1000),
         normalise_(data.train.pixels),
         test_(data.test, normalise_, device, memory_format_of(config)),
-        learner_(config, data.num_classes, device),
+        learner_(config, data.num_classes, device, team),
         steps_(make_steps(
             config,
             data.train,
@@ -93,7 +99,7 @@ class Trainer {
     return test_.whole(first, test_batch_);
   }
 
-  /// The batch of an iteration once more, to look into what it did.
+  /// This process' slice of a batch once more, to look into what it did.
   Batch batch(int64_t iteration) {
     return steps_->batch(iteration);
   }
@@ -134,6 +140,10 @@ class Trainer {
     return learner_.device();
   }
 
+  Team& team() const {
+    return learner_.team();
+  }
+
  private:
   std::unique_ptr<Steps> make_steps(
       const Config& config,
@@ -141,10 +151,12 @@ class Trainer {
       memcnn::AllocationMeter& meter,
       StepsOn steps_on) {
     const auto format = memory_format_of(config);
+    const Slice slice{learner_.team().rank(), learner_.team().size()};
     if (steps_on == StepsOn::kHost) {
       return std::make_unique<HostSteps>(
           learner_,
-          TrainingBatches(images, normalise_, config.batch_size, config.seed),
+          TrainingBatches(
+              images, normalise_, config.batch_size, config.seed, slice),
           format,
           meter);
     }
@@ -152,7 +164,7 @@ class Trainer {
         learner_,
         DeviceBatches(
             DeviceImages(images, normalise_, device(), format),
-            TrainingCrops(images.size(), config.batch_size, config.seed),
+            TrainingCrops(images.size(), config.batch_size, config.seed, slice),
             device()),
         meter,
         uses_graph(config, device()));

@@ -6,14 +6,14 @@
 #include "train/run/run.h"
 #include <memcnn/allocation_meter.h>
 #include "support/error.h"
+#include "train/base/interrupt.h"
 #include "train/data/synthetic.h"
 #include "train/run/checkpoint.h"
 #include "train/run/checkpoint_files.h"
-#include "train/run/interrupt.h"
 #include "train/run/log.h"
 #include "train/run/out_of_memory.h"
 #include "train/run/progress_line.h"
-#include "train/run/results_dir.h"
+#include "train/run/run_files.h"
 #include "train/step/trainer.h"
 
 #include <gmock/gmock.h>
@@ -47,27 +47,19 @@ class SmallRun {
  public:
   SmallRun(const Config& config, const DataSet& data, StepsOn steps_on)
       : config_(config),
-        directory_(config.results_dir),
-        checkpoints_(directory_.folder()),
+        files_(config_),
         trainer_(config_, data, torch::kCPU, meter_, steps_on) {}
 
   RunState train() {
     RunState state;
-    if (checkpoints_.has_last()) {
-      const auto path = checkpoints_.last();
+    const CheckpointFiles& checkpoints = files_.checkpoints();
+    if (checkpoints.has_last()) {
+      const auto path = checkpoints.last();
       state = restore_checkpoint(
-          checkpoints_.read(path), path, config_, kImages, trainer_);
+          checkpoints.read(path), path, config_, kImages, trainer_);
     }
-    directory_.keep();
-    Log log(directory_.folder(), state.log);
-    Run run(
-        config_,
-        kImages,
-        std::move(state),
-        trainer_,
-        checkpoints_,
-        log,
-        progress_);
+    files_.keep(state.log);
+    Run run(config_, kImages, std::move(state), trainer_, &files_, progress_);
     run.train();
     return run.state();
   }
@@ -82,8 +74,7 @@ class SmallRun {
   Config config_;
   memcnn::AllocationMeter meter_;
   ProgressLine progress_;
-  ResultsDir directory_;
-  CheckpointFiles checkpoints_;
+  RunFiles files_;
   Trainer trainer_;
 };
 

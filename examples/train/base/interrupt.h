@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <csignal>
 
 namespace training {
@@ -9,6 +10,13 @@ namespace detail {
 inline volatile std::sig_atomic_t received_signal = 0;
 inline int output_errno = 0;
 } // namespace detail
+
+/// Those that interrupted() may be.
+inline constexpr std::array<int, 4> kStopSignals{
+    SIGINT,
+    SIGTERM,
+    SIGHUP,
+    SIGPIPE};
 
 /// Makes Ctrl-C, a termination request and a closed terminal wait for the end
 /// of the step. A second one ends the program at once.
@@ -36,7 +44,7 @@ inline void stop_for_lost_output(int error) {
   }
 }
 
-/// The signal that asked the program to stop, or 0.
+/// The signal that asked this process to stop, or 0.
 inline int interrupted() {
   return detail::received_signal;
 }

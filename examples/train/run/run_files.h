@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "train/base/config.h"
+#include "train/base/files.h"
+#include "train/base/folder.h"
+#include "train/run/checkpoint_files.h"
+#include "train/run/log.h"
+#include "train/run/results.h"
+#include "train/run/results_dir.h"
+
+#include <optional>
+
+namespace training {
+
+/// The files of a run, which its leader alone has.
+class RunFiles final {
+ public:
+  /// Throws:   Error if one of them cannot be written, or another run has them.
+  explicit RunFiles(const Config& config)
+      : directory_(config.results_dir), checkpoints_(directory_.folder()) {
+    for (const char* name : {kRunName, kLogName, kResultsName}) {
+      folder().check_place(name);
+    }
+    if (!config.save_weights.empty()) {
+      check_writable(config.save_weights, "--save-weights");
+    }
+  }
+
+  RunFiles(const RunFiles&) = delete;
+  RunFiles& operator=(const RunFiles&) = delete;
+
+  /// Says that the run is not refused any more: its log goes on behind the mark,
+  /// and what is there of another run, or of an earlier end of this one, goes.
+  void keep(const LogMark& mark) {
+    directory_.keep();
+    folder().remove(kResultsName);
+    log_.emplace(folder(), mark);
+  }
+
+  const Folder& folder() const {
+    return directory_.folder();
+  }
+
+  const CheckpointFiles& checkpoints() const {
+    return checkpoints_;
+  }
+
+  /// Of a run that is kept.
+  Log& log() {
+    return *log_;
+  }
+
+ private:
+  ResultsDir directory_;
+  CheckpointFiles checkpoints_;
+  std::optional<Log> log_;
+};
+
+} // namespace training

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "support/error.h"
+#include "train/team/launcher.h"
+#include "train/team/team.h"
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+
+namespace training {
+
+namespace detail {
+
+/// What an error says on the terminal of a process: nothing where that of
+/// another says it.
+inline std::string
+last_words(const Team* team, int64_t rank, const std::exception& error) {
+  if (rank > 0 && dynamic_cast<const SharedError*>(&error) != nullptr) {
+    return "";
+  }
+  const std::string message = support::message_of(error);
+  if (team == nullptr || !team->is_of_lost_process(error)) {
+    return fmt::format(
+        "memcnn_train: {}{}\n",
+        rank > 0 ? fmt::format("rank {}: ", rank) : "",
+        message);
+  }
+  return rank > 0
+      ? ""
+      : fmt::format(
+            "memcnn_train: expected the other processes to go on, "
+            "but one of them has ended or does not answer ({}). See "
+            "what it or torchrun has printed. The same command goes "
+            "on from the last checkpoint.\n",
+            message.substr(0, message.find('\n')));
+}
+
+} // namespace detail
+
+/// Ends a process that an error has stopped: `team` is what it is in, or none.
+///
+/// At once where others wait for it: their calls fail as its connections close,
+/// while destructors would wait for calls that nobody answers.
+inline int leave(const Team* team, const std::exception& error) {
+  const int64_t rank =
+      team != nullptr ? team->rank() : launcher_number("RANK", 0);
+  std::fputs(detail::last_words(team, rank, error).c_str(), stderr);
+  if (team != nullptr && team->size() > 1) {
+    std::fflush(nullptr);
+    std::_Exit(EXIT_FAILURE);
+  }
+  return EXIT_FAILURE;
+}
+
+} // namespace training
