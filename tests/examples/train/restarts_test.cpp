@@ -33,10 +33,9 @@ class Torchrun : public DistributedTest {
  protected:
   void SetUp() override {
     DistributedTest::SetUp();
-    const std::string python = MEMCNN_PYTHON_WITH_TORCH;
-    if (python.empty() ||
-        shell("'" + python + "' -c 'import torch.distributed.run'").exit_code !=
-            0) {
+    const auto found = shell("'" MEMCNN_PYTHON_WITH_TORCH
+                             "' -c 'import torch.distributed.run'");
+    if (found.exit_code != 0) {
       GTEST_SKIP() << "no torchrun";
     }
   }
