@@ -2,9 +2,9 @@
 
 #include "data_parallel/sharded_optimizer.h"
 
+#include "groups.h"
 #include "support/throws_error.h"
 #include "support/twins.h"
-#include "thread_ranks.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,17 +12,20 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 namespace {
 
 using memcnn_test::all_equal;
+using memcnn_test::expect_in_group;
 using memcnn_test::Group;
-using memcnn_test::run_ranks;
 using memcnn_test::ThrowsError;
 using parallel::ShardedOptimizer;
 using testing::StartsWith;
@@ -30,7 +33,7 @@ using torch::Tensor;
 using torch::optim::OptimizerParamGroup;
 using Tensors = std::vector<Tensor>;
 
-/// The same ones in every call: threads share the default generator.
+/// The same ones in every process.
 Tensors draw(const std::vector<std::vector<int64_t>>& sizes, int seed) {
   const auto generator = at::detail::createCPUGenerator(seed);
   Tensors drawn;
@@ -43,10 +46,12 @@ Tensors draw(const std::vector<std::vector<int64_t>>& sizes, int seed) {
 const std::vector<std::vector<int64_t>> kSizes =
     {{3, 2}, {40}, {5, 4, 3}, {7}, {}, {20, 2}};
 
-Tensors make_parameters(const std::vector<std::vector<int64_t>>& sizes) {
+Tensors make_parameters(
+    const std::vector<std::vector<int64_t>>& sizes,
+    torch::Device device = torch::kCPU) {
   Tensors parameters = draw(sizes, /*seed=*/1);
   for (Tensor& parameter : parameters) {
-    parameter.requires_grad_();
+    parameter = parameter.to(device).requires_grad_();
   }
   return parameters;
 }
@@ -59,7 +64,7 @@ void set_gradients(Tensors& parameters, int step) {
   }
   const Tensors gradients = draw(sizes, 100 + step);
   for (size_t i = 0; i < parameters.size(); ++i) {
-    parameters[i].mutable_grad() = gradients[i];
+    parameters[i].mutable_grad() = gradients[i].to(parameters[i].device());
   }
 }
 
@@ -91,10 +96,10 @@ void train(torch::optim::Optimizer& optimizer, Tensors& p, int from, int to) {
 /// After five steps on that many ranks.
 template <class Inner, class Options>
 void expect_the_weights_of(const Options& options, int ranks) {
-  Tensors expected = make_parameters(kSizes);
-  Inner whole(groups_of(expected, options), options);
-  train(whole, expected, 0, 5);
-  run_ranks(ranks, [&](const Group& group) {
+  expect_in_group(ranks, [&](const Group& group) {
+    Tensors expected = make_parameters(kSizes);
+    Inner whole(groups_of(expected, options), options);
+    train(whole, expected, 0, 5);
     Tensors found = make_parameters(kSizes);
     ShardedOptimizer<Inner> sharded(groups_of(found, options), options, group);
     train(sharded, found, 0, 5);
@@ -132,7 +137,7 @@ size_t state_bytes(const torch::optim::Adam& optimizer) {
 
 TEST_P(ShardedOptimizerOn, KeepsItsShareOfTheState) {
   const std::vector<std::vector<int64_t>> sizes(6, {64, 64});
-  run_ranks(GetParam(), [&](const Group& group) {
+  expect_in_group(GetParam(), [&](const Group& group) {
     Tensors parameters = make_parameters(sizes);
     ShardedOptimizer<torch::optim::Adam> sharded(
         parameters, torch::optim::AdamOptions(), group);
@@ -145,10 +150,10 @@ TEST_P(ShardedOptimizerOn, KeepsItsShareOfTheState) {
 TEST_P(ShardedOptimizerOn, LeavesRanksWithoutAParameter) {
   const std::vector<std::vector<int64_t>> sizes = {{3}};
   const torch::optim::AdamOptions options(0.01);
-  Tensors expected = make_parameters(sizes);
-  torch::optim::Adam whole(expected, options);
-  train(whole, expected, 0, 3);
-  run_ranks(GetParam(), [&](const Group& group) {
+  expect_in_group(GetParam(), [&](const Group& group) {
+    Tensors expected = make_parameters(sizes);
+    torch::optim::Adam whole(expected, options);
+    train(whole, expected, 0, 3);
     Tensors found = make_parameters(sizes);
     ShardedOptimizer<torch::optim::Adam> sharded(found, options, group);
     train(sharded, found, 0, 3);
@@ -163,85 +168,105 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(2, 3),
     testing::PrintToStringParamName());
 
-/// Weights and the optimiser's file after some steps.
-struct Saved {
-  Tensors weights;
-  std::string file;
+/// Files of weights and of an optimiser.
+class Files {
+ public:
+  Files()
+      : stem_(
+            testing::TempDir() + "memcnn_sharded_optimizer_" +
+            std::to_string(::getpid())) {}
+  Files(const Files&) = delete;
+  Files& operator=(const Files&) = delete;
+  ~Files() {
+    std::remove(weights().c_str());
+    std::remove(optimizer().c_str());
+  }
+
+  void save(const Tensors& parameters, const torch::optim::Optimizer& state) {
+    torch::save(parameters, weights());
+    torch::save(state, optimizer());
+  }
+
+  void load(Tensors& parameters, torch::optim::Optimizer& state) const {
+    Tensors loaded;
+    torch::load(loaded, weights());
+    const torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      parameters[i].copy_(loaded[i]);
+    }
+    torch::load(state, optimizer());
+  }
+
+ private:
+  std::string weights() const {
+    return stem_ + "_weights.pt";
+  }
+  std::string optimizer() const {
+    return stem_ + "_optimizer.pt";
+  }
+
+  std::string stem_;
 };
-
-Saved save(const Tensors& weights, const torch::optim::Optimizer& optimizer) {
-  Saved saved;
-  for (const Tensor& weight : weights) {
-    saved.weights.push_back(weight.detach().clone());
-  }
-  std::ostringstream stream;
-  torch::save(optimizer, stream);
-  saved.file = stream.str();
-  return saved;
-}
-
-void load(
-    const Saved& saved,
-    Tensors& weights,
-    torch::optim::Optimizer& optimizer) {
-  const torch::NoGradGuard no_grad;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    weights[i].copy_(saved.weights[i]);
-  }
-  std::istringstream stream(saved.file);
-  torch::load(optimizer, stream);
-}
 
 const torch::optim::AdamOptions kAdam = torch::optim::AdamOptions(0.01);
 
-/// Three steps on that many ranks.
-Saved saved_by(int ranks) {
-  Saved saved;
-  run_ranks(ranks, [&](const Group& group) {
-    Tensors weights = make_parameters(kSizes);
-    ShardedOptimizer<torch::optim::Adam> sharded(
-        groups_of(weights, kAdam), kAdam, group);
-    train(sharded, weights, 0, 3);
-    if (const auto whole = sharded.gathered()) {
-      saved = save(weights, *whole);
-    }
-    train(sharded, weights, 3, 4); // gathering changes nothing
-  });
-  return saved;
+/// Trains for three steps on some ranks, and writes what rank 0 then has.
+void save_after_three_steps(
+    const Group& group,
+    Files& files,
+    torch::Device device = torch::kCPU) {
+  Tensors weights = make_parameters(kSizes, device);
+  ShardedOptimizer<torch::optim::Adam> sharded(
+      groups_of(weights, kAdam), kAdam, group);
+  train(sharded, weights, 0, 3);
+  if (const auto whole = sharded.gathered()) {
+    files.save(weights, *whole);
+  }
+  train(sharded, weights, 3, 4); // gathering leaves the others as they were
+}
+
+/// Of an unsharded run, stopped and resumed at the same places.
+Tensors weights_after_six_steps(torch::Device device = torch::kCPU) {
+  Tensors weights = make_parameters(kSizes, device);
+  torch::optim::Adam one(groups_of(weights, kAdam), kAdam);
+  train(one, weights, 0, 3);
+  train(one, weights, 3, 6);
+  return weights;
+}
+
+/// Goes on from the files.
+template <class Optimizer>
+void expect_the_same_end(
+    const Files& files,
+    Optimizer& optimizer,
+    Tensors& weights) {
+  train(optimizer, weights, 10, 11); // state that loading replaces
+  files.load(weights, optimizer);
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 0.01 / 4);
+  EXPECT_EQ(optimizer.param_groups()[1].options().get_lr(), 0.003 / 4);
+  train(optimizer, weights, 3, 6);
+  EXPECT_TRUE(all_equal(weights, weights_after_six_steps(weights[0].device())));
 }
 
 TEST(ShardedOptimizer, FileIsThatOfOneRank) {
+  Files files;
+  expect_in_group(
+      2, [&](const Group& group) { save_after_three_steps(group, files); });
   Tensors weights = make_parameters(kSizes);
   torch::optim::Adam one(groups_of(weights, kAdam), kAdam);
-  train(one, weights, 0, 3);
-  const Saved saved = saved_by(/*ranks=*/2);
-  EXPECT_TRUE(all_equal(saved.weights, weights));
-
-  Tensors loaded_weights = make_parameters(kSizes);
-  torch::optim::Adam loaded(groups_of(loaded_weights, kAdam), kAdam);
-  load(saved, loaded_weights, loaded);
-  EXPECT_EQ(loaded.param_groups()[1].options().get_lr(), 0.003 / 4);
-  train(one, weights, 3, 6);
-  train(loaded, loaded_weights, 3, 6);
-  EXPECT_TRUE(all_equal(loaded_weights, weights));
+  expect_the_same_end(files, one, weights);
 }
 
 TEST(ShardedOptimizer, GoesOnWithAnotherNumberOfRanks) {
-  Tensors weights = make_parameters(kSizes);
-  torch::optim::Adam one(groups_of(weights, kAdam), kAdam);
-  train(one, weights, 0, 3);
-  train(one, weights, 3, 6);
-  const Saved saved = saved_by(/*ranks=*/3);
+  Files files;
+  expect_in_group(
+      3, [&](const Group& group) { save_after_three_steps(group, files); });
   for (const int ranks : {1, 2, 3}) {
-    run_ranks(ranks, [&](const Group& group) {
-      Tensors found = make_parameters(kSizes);
+    expect_in_group(ranks, [&](const Group& group) {
+      Tensors weights = make_parameters(kSizes);
       ShardedOptimizer<torch::optim::Adam> sharded(
-          groups_of(found, kAdam), kAdam, group);
-      train(sharded, found, 10, 11); // state that loading replaces
-      load(saved, found, sharded);
-      EXPECT_EQ(sharded.param_groups()[0].options().get_lr(), 0.01 / 4);
-      train(sharded, found, 3, 6);
-      EXPECT_TRUE(all_equal(found, weights)) << ranks;
+          groups_of(weights, kAdam), kAdam, group);
+      expect_the_same_end(files, sharded, weights);
     });
   }
 }
@@ -258,23 +283,25 @@ TEST(ShardedOptimizer, RunsAloneWithoutAGroup) {
 }
 
 TEST(ShardedOptimizer, StepRunsTheClosureOnceWithAGraph) {
-  Tensors parameters = make_parameters({{3}});
-  ShardedOptimizer<torch::optim::SGD> sharded(
-      parameters, torch::optim::SGDOptions(0.1), nullptr);
-  int calls = 0;
-  const torch::NoGradGuard no_grad;
-  const Tensor before = parameters[0].clone();
-  const Tensor loss = sharded.step([&] {
-    ++calls;
-    Tensor sum = parameters[0].sum();
-    sum.backward();
-    return sum;
+  memcnn_test::expect_in_ranks(1, [] {
+    Tensors parameters = make_parameters({{3}});
+    ShardedOptimizer<torch::optim::SGD> sharded(
+        parameters, torch::optim::SGDOptions(0.1), nullptr);
+    int calls = 0;
+    const torch::NoGradGuard no_grad;
+    const Tensor before = parameters[0].clone();
+    const Tensor loss = sharded.step([&] {
+      ++calls;
+      Tensor sum = parameters[0].sum();
+      sum.backward();
+      return sum;
+    });
+    EXPECT_EQ(calls, 1);
+    EXPECT_TRUE(loss.equal(before.sum()));
+    EXPECT_TRUE(parameters[0].allclose(before - 0.1));
+    sharded.zero_grad();
+    EXPECT_FALSE(parameters[0].grad().defined());
   });
-  EXPECT_EQ(calls, 1);
-  EXPECT_TRUE(loss.equal(before.sum()));
-  EXPECT_TRUE(parameters[0].allclose(before - 0.1));
-  sharded.zero_grad();
-  EXPECT_FALSE(parameters[0].grad().defined());
 }
 
 TEST(ShardedOptimizer, RejectsParametersThatCameLater) {
@@ -298,6 +325,37 @@ TEST(ShardedOptimizer, RejectsToSaveAShare) {
       ThrowsError<c10::Error>(StartsWith(
           "ShardedOptimizer::save(): expected an optimiser with the state of "
           "all parameters, but got the share of rank 0.")));
+}
+
+/// On as many ranks, which share a GPU.
+void expect_the_same_end_on_gpu(int ranks, parallel::Backend backend) {
+  if (!memcnn_test::has_gpu()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  Files files;
+  const auto stop = [&](const Group& group) {
+    save_after_three_steps(group, files, torch::kCUDA);
+  };
+  const auto go_on = [&](const Group& group) {
+    Tensors weights = make_parameters(kSizes, torch::kCUDA);
+    ShardedOptimizer<torch::optim::Adam> sharded(
+        groups_of(weights, kAdam), kAdam, group);
+    expect_the_same_end(files, sharded, weights);
+  };
+  expect_in_group(ranks, stop, backend);
+  expect_in_group(ranks, go_on, backend);
+}
+
+TEST(ShardedOptimizerCuda, TwoRanksShareAGpuThroughGloo) {
+  expect_the_same_end_on_gpu(2, parallel::Backend::kGloo);
+}
+
+TEST(ShardedOptimizerCuda, OneRankRunsThroughNccl) {
+#if defined(PARALLEL_NCCL)
+  expect_the_same_end_on_gpu(1, parallel::Backend::kNccl);
+#else
+  GTEST_SKIP() << "NCCL is not compiled in";
+#endif
 }
 
 } // namespace

@@ -2,7 +2,9 @@
 
 #include "data_parallel/sync_batch_norm.h"
 
-#include "thread_ranks.h"
+#include "data_parallel/data_parallel.h"
+#include "data_parallel/world.h"
+#include "groups.h"
 
 #include "support/throws_error.h"
 #include "support/tolerances.h"
@@ -26,9 +28,10 @@ namespace {
 
 using memcnn_test::Chain;
 using memcnn_test::Engine;
+using memcnn_test::expect_in_group;
+using memcnn_test::expect_in_ranks;
 using memcnn_test::Group;
 using memcnn_test::relative_error;
-using memcnn_test::run_ranks;
 using memcnn_test::ThrowsError;
 using parallel::SyncBatchNorm;
 using testing::StartsWith;
@@ -38,7 +41,7 @@ using Tensors = std::vector<Tensor>;
 
 constexpr double kTolerance = memcnn_test::kGradientFloat64;
 
-/// The same in every call: threads share the default generator.
+/// The same in every process.
 Tensor draw(at::IntArrayRef sizes, int seed) {
   return torch::randn(
       sizes, at::detail::createCPUGenerator(seed), torch::kDouble);
@@ -134,6 +137,18 @@ struct Trunk {
   Chain chain;
 };
 
+/// The same in every process.
+Trunk whole_trunk() {
+  torch::manual_seed(1);
+  return Trunk([] { return torch::nn::BatchNorm2d(kChannels); });
+}
+
+Trunk trunk_of(const Trunk& whole, const Group& group) {
+  Trunk trunk([&] { return SyncBatchNorm(kChannels, group); });
+  copy(whole.chain.parameters(), trunk.chain.parameters());
+  return trunk;
+}
+
 /// What a step leaves behind.
 struct Step {
   Tensor input_gradient;
@@ -167,32 +182,54 @@ class SyncBatchNormIn : public testing::TestWithParam<std::tuple<Way, int>> {};
 
 TEST_P(SyncBatchNormIn, IsBatchNormOfTheWholeBatch) {
   const Way way = std::get<0>(GetParam());
-  Trunk whole([] { return torch::nn::BatchNorm2d(kChannels); });
-  Tensors batches;
-  std::vector<Step> expected;
-  for (int seed = 0; seed < 3; ++seed) {
-    batches.push_back(draw({6, 2 * kChannels, 4, 4}, seed));
-    expected.push_back(step(whole, Way::kPlain, batches.back()));
-  }
-  run_ranks(std::get<1>(GetParam()), [&](const Group& group) {
-    Trunk trunk([&] { return SyncBatchNorm(kChannels, group); });
-    copy(whole.chain.parameters(), trunk.chain.parameters());
-    // A recording is in nobody's way once all ranks, which are threads here, have
-    // drawn their first weights.
-    sum_over_ranks(torch::zeros({1}), group);
-    for (size_t i = 0; i < batches.size(); ++i) {
-      const Step found = step(trunk, way, part_of(batches[i], group));
+  expect_in_group(std::get<1>(GetParam()), [&](const Group& group) {
+    Trunk whole = whole_trunk();
+    Trunk trunk = trunk_of(whole, group);
+    for (int seed = 0; seed < 3; ++seed) {
+      const Tensor batch = draw({6, 2 * kChannels, 4, 4}, seed);
+      const Step expected = step(whole, Way::kPlain, batch);
+      const Step found = step(trunk, way, part_of(batch, group));
       Tensors summed;
       for (const Tensor& gradient : found.gradients) {
         summed.push_back(sum_over_ranks(gradient, group));
       }
-      EXPECT_LT(relative_error(summed, expected[i].gradients), kTolerance);
-      EXPECT_LT(relative_error(found.buffers, expected[i].buffers), kTolerance);
+      EXPECT_LT(relative_error(summed, expected.gradients), kTolerance);
+      EXPECT_LT(relative_error(found.buffers, expected.buffers), kTolerance);
       EXPECT_LT(
           relative_error(
-              found.input_gradient, part_of(expected[i].input_gradient, group)),
+              found.input_gradient, part_of(expected.input_gradient, group)),
           kTolerance);
     }
+  });
+}
+
+/// The gradients of the loss and of the square of its input's gradient.
+Tensors second_order_gradients(Trunk& trunk, Way way, const Tensor& batch) {
+  const Tensor input = batch.clone().requires_grad_();
+  const Tensor loss = loss_of(trunk.run(way, input * 1));
+  const Tensor gradient = torch::autograd::grad(
+      {loss},
+      {input},
+      /*grad_outputs=*/{},
+      /*retain_graph=*/true,
+      /*create_graph=*/true)[0];
+  const Tensor sum = loss + gradient.square().sum();
+  return torch::autograd::grad({sum}, trunk.chain.parameters());
+}
+
+TEST_P(SyncBatchNormIn, SecondDerivativesAreThoseOfTheWholeBatch) {
+  const Way way = std::get<0>(GetParam());
+  expect_in_group(std::get<1>(GetParam()), [&](const Group& group) {
+    Trunk whole = whole_trunk();
+    Trunk trunk = trunk_of(whole, group);
+    const Tensor batch = draw({6, 2 * kChannels, 4, 4}, 1);
+    const Tensors expected = second_order_gradients(whole, Way::kPlain, batch);
+    Tensors found = second_order_gradients(trunk, way, part_of(batch, group));
+    for (Tensor& gradient : found) {
+      gradient = sum_over_ranks(gradient, group);
+    }
+    EXPECT_LT(
+        relative_error(found, expected), memcnn_test::kSecondDerivativeFloat64);
   });
 }
 
@@ -217,7 +254,7 @@ void expect_batch_norm(
     const BatchNormOptions& options,
     at::IntArrayRef sizes,
     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
-  run_ranks(3, [&](const Group& group) {
+  expect_in_group(3, [&](const Group& group) {
     BatchNorm whole(options);
     SyncBatchNorm synced(options, group);
     whole->to(torch::kDouble);
@@ -280,7 +317,7 @@ TEST(SyncBatchNorm, KeepsTheFormatOfItsInput) {
 
 TEST(SyncBatchNorm, ComputesNarrowInputsInFloat32) {
   for (const auto dtype : {torch::kHalf, torch::kBFloat16}) {
-    run_ranks(2, [&](const Group& group) {
+    expect_in_group(2, [&](const Group& group) {
       const Tensor batch = draw({6, 4, 3, 2}, 1).to(dtype);
       const Tensor narrow = part_of(batch, group).clone().requires_grad_();
       const Tensor wide = narrow.detach().to(torch::kFloat).requires_grad_();
@@ -302,7 +339,7 @@ TEST(SyncBatchNorm, ComputesNarrowInputsInFloat32) {
 }
 
 TEST(SyncBatchNorm, KeepsItsDigitsWhereMeansAreLarge) {
-  run_ranks(2, [](const Group& group) {
+  expect_in_group(2, [](const Group& group) {
     const Tensor batch = draw({60, 4}, 1) + 1e4;
     SyncBatchNorm norm(BatchNormOptions(4).affine(false), group);
     const Tensor found = norm(part_of(batch, group).to(torch::kFloat));
@@ -325,14 +362,13 @@ TEST(SyncBatchNorm, SecondDerivativesAreThoseOfTheWholeBatch) {
         /*create_graph=*/true)[0];
     (y.sum() + gradient.square().sum()).backward();
   };
-  torch::nn::BatchNorm2d whole(4);
-  whole->to(torch::kDouble);
-  const Tensors drawn = {draw({4}, 3), draw({4}, 4)};
-  copy(drawn, whole->parameters());
-  const Tensor batch = draw({6, 4, 3, 2}, 1);
-  const Tensor all = batch.clone().requires_grad_();
-  second(all, whole);
-  run_ranks(3, [&](const Group& group) {
+  expect_in_group(3, [&](const Group& group) {
+    torch::nn::BatchNorm2d whole(4);
+    whole->to(torch::kDouble);
+    copy({draw({4}, 3), draw({4}, 4)}, whole->parameters());
+    const Tensor batch = draw({6, 4, 3, 2}, 1);
+    const Tensor all = batch.clone().requires_grad_();
+    second(all, whole);
     SyncBatchNorm norm(4, group);
     norm->to(torch::kDouble);
     copy(whole->parameters(), norm->parameters());
@@ -352,7 +388,7 @@ TEST(SyncBatchNorm, SecondDerivativesAreThoseOfTheWholeBatch) {
 }
 
 TEST(SyncBatchNorm, ExchangesNothingInEvalModeOrForAnInputWithoutGradient) {
-  run_ranks(2, [](const Group& group) {
+  expect_in_group(2, [](const Group& group) {
     SyncBatchNorm norm(4, group);
     const Tensor batch = draw({2, 4}, 1).to(torch::kFloat);
     Tensor y = norm(batch);
@@ -365,16 +401,54 @@ TEST(SyncBatchNorm, ExchangesNothingInEvalModeOrForAnInputWithoutGradient) {
   });
 }
 
+TEST(SyncBatchNorm, SharesItsGroupWithDataParallel) {
+  expect_in_ranks(2, [] {
+    const auto world = parallel::World::join(
+        parallel::WorldOptions().backend(parallel::Backend::kGloo));
+    Trunk whole = whole_trunk();
+    Trunk trunk = trunk_of(whole, world.group);
+    const Tensor batch = draw({6, 2 * kChannels, 4, 4}, 1);
+    const Step expected = step(whole, Way::kPlain, batch);
+    parallel::DataParallel parallel(
+        trunk.chain.module(),
+        world,
+        parallel::DataParallelOptions()
+            .bucket_bytes(2000) // several, between the collectives of the norms
+            .first_bucket_bytes(500));
+    const Tensor input = part_of(batch, world.group) * 1;
+    loss_of(parallel.forward([&] {
+      return trunk.run(Way::kSequence, input);
+    })).backward();
+    Tensors summed;
+    for (const Tensor& average : trunk.chain.gradients()) {
+      summed.push_back(average * world.size);
+    }
+    EXPECT_LT(relative_error(summed, expected.gradients), kTolerance);
+  });
+}
+
+TEST(SyncBatchNorm, LeavesStatisticsThatAreSetAside) {
+  SyncBatchNorm norm(4, nullptr);
+  const auto mean = std::exchange(norm->running_mean, Tensor());
+  const auto count = std::exchange(norm->num_batches_tracked, Tensor());
+  norm(draw({6, 4}, 1).to(torch::kFloat));
+  EXPECT_TRUE(mean.equal(torch::zeros({4})));
+  EXPECT_EQ(count.item<int64_t>(), 0);
+}
+
 TEST(SyncBatchNorm, RunsAloneWithoutAGroup) {
-  SyncBatchNorm norm(BatchNormOptions(4), nullptr);
-  torch::nn::BatchNorm1d expected(4);
-  const Tensor batch = draw({6, 4}, 1).to(torch::kFloat);
-  const Tensor input = batch.clone().requires_grad_();
-  const Tensor same = batch.clone().requires_grad_();
-  loss_of(norm(input)).backward();
-  loss_of(expected(same)).backward();
-  EXPECT_LT(
-      relative_error(input.grad(), same.grad()), memcnn_test::kGradientFloat32);
+  expect_in_ranks(1, [] {
+    SyncBatchNorm norm(BatchNormOptions(4), nullptr);
+    torch::nn::BatchNorm1d expected(4);
+    const Tensor batch = draw({6, 4}, 1).to(torch::kFloat);
+    const Tensor input = batch.clone().requires_grad_();
+    const Tensor same = batch.clone().requires_grad_();
+    loss_of(norm(input)).backward();
+    loss_of(expected(same)).backward();
+    EXPECT_LT(
+        relative_error(input.grad(), same.grad()),
+        memcnn_test::kGradientFloat32);
+  });
 }
 
 TEST(SyncBatchNorm, LoadsAndSavesWhatBatchNormDoes) {
@@ -418,7 +492,7 @@ TEST(SyncBatchNorm, RejectsAnInputOfOtherDimensions) {
 }
 
 TEST(SyncBatchNorm, RejectsAsOneABatchOfOneValueOnAllRanks) {
-  run_ranks(2, [](const Group& group) {
+  expect_in_group(2, [](const Group& group) {
     SyncBatchNorm norm(4, group);
     const Tensor input = torch::ones({group->getRank(), 4});
     EXPECT_THROW(norm(input), c10::ValueError); // on each
@@ -434,7 +508,7 @@ TEST(SyncBatchNorm, RejectsAsOneABatchOfOneValueOnAllRanks) {
 }
 
 TEST(SyncBatchNorm, RejectsAsOneOtherNumbersOfChannelsElsewhere) {
-  run_ranks(2, [](const Group& group) {
+  expect_in_group(2, [](const Group& group) {
     const int64_t channels = 3 + group->getRank();
     SyncBatchNorm norm(channels, group);
     try {
@@ -452,24 +526,40 @@ TEST(SyncBatchNorm, RejectsAsOneOtherNumbersOfChannelsElsewhere) {
   });
 }
 
-TEST(SyncBatchNormCuda, IsBatchNormOfTheWholeBatch) {
-  if (!torch::cuda::is_available()) {
+/// Of as many ranks, on one device.
+void expect_batch_norm_on_gpu(int ranks, parallel::Backend backend) {
+  if (!memcnn_test::has_gpu()) {
     GTEST_SKIP() << "no CUDA device";
   }
-  torch::nn::BatchNorm2d whole(4);
-  whole->to(torch::kCUDA, torch::kDouble);
-  const Tensor batch = draw({6, 4, 3, 2}, 1).to(torch::kCUDA);
-  const Tensor all = batch.clone().requires_grad_();
-  loss_of(whole(all)).backward();
-  run_ranks(2, [&](const Group& group) { // two on one device, through gloo
+  const auto compare = [](const Group& group) {
+    const auto part = [&](const Tensor& tensor) {
+      return group->getSize() == 1 ? tensor : part_of(tensor, group);
+    };
+    torch::nn::BatchNorm2d whole(4);
     SyncBatchNorm norm(4, group);
+    whole->to(torch::kCUDA, torch::kDouble);
     norm->to(torch::kCUDA, torch::kDouble);
-    const Tensor part = part_of(batch, group).clone().requires_grad_();
-    loss_of(norm(part)).backward();
-    EXPECT_LT(
-        relative_error(part.grad(), part_of(all.grad(), group)), kTolerance);
+    const Tensor batch = draw({6, 4, 3, 2}, 1).to(torch::kCUDA);
+    const Tensor all = batch.clone().requires_grad_();
+    const Tensor input = part(batch).clone().requires_grad_();
+    loss_of(whole(all)).backward();
+    loss_of(norm(input)).backward();
+    EXPECT_LT(relative_error(input.grad(), part(all.grad())), kTolerance);
     EXPECT_LT(relative_error(norm->buffers(), whole->buffers()), kTolerance);
-  });
+  };
+  expect_in_group(ranks, compare, backend);
+}
+
+TEST(SyncBatchNormCuda, TwoRanksShareAGpuThroughGloo) {
+  expect_batch_norm_on_gpu(2, parallel::Backend::kGloo);
+}
+
+TEST(SyncBatchNormCuda, OneRankRunsThroughNccl) {
+#if defined(PARALLEL_NCCL)
+  expect_batch_norm_on_gpu(1, parallel::Backend::kNccl);
+#else
+  GTEST_SKIP() << "NCCL is not compiled in";
+#endif
 }
 
 } // namespace

@@ -307,4 +307,34 @@ TEST(StepInBackward, RejectsParametersOfAReducer) {
           "got a parameter of a c10d::Reducer (DataParallel)")));
 }
 
+TEST(StepInBackwardCuda, GivesTheWeightsOfAStepAfterAndLetsGradientsGo) {
+  if (!torch::cuda::is_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  torch::manual_seed(1);
+  Chain after = Chain::make(
+      20, [] { return torch::nn::AnyModule(memcnn_test::LinearBranch(256)); });
+  after.module().to(torch::kCUDA);
+  Chain within = after.twin();
+  const Tensor x = torch::randn({4, 512}, torch::kCUDA);
+  const auto peak_of = [&](Chain& chain, bool in_backward) {
+    torch::optim::Adam optimizer(chain.parameters(), 0.01);
+    std::optional<StepInBackward> stepping;
+    if (in_backward) {
+      stepping.emplace(optimizer);
+    }
+    int64_t peak = 0;
+    for (int step = 0; step < 3; ++step) {
+      const memcnn::AllocationMeter meter(torch::kCUDA);
+      chain.run(Engine::kSequence, x * 1).square().sum().backward();
+      optimizer.step();
+      optimizer.zero_grad();
+      peak = meter.peak_bytes(); // of the last step, which makes no state
+    }
+    return peak;
+  };
+  EXPECT_LT(peak_of(within, true), peak_of(after, false) / 4);
+  EXPECT_TRUE(all_equal(within.parameters(), after.parameters()));
+}
+
 } // namespace
