@@ -303,8 +303,7 @@ class DataParallel final {
   }
 
   void prepare(const std::vector<Tensor>& outputs) {
-    // Not before the pass, after which its error would leave them open.
-    reducer_->prepare_for_forward();
+    reducer_->prepare_for_forward(); // counts a pass, which has not thrown
     const bool find =
         options_.find_unused_parameters() && !options_.static_graph();
     reducer_->prepare_for_backward(find ? outputs : std::vector<Tensor>{});

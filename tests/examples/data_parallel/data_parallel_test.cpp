@@ -315,6 +315,8 @@ TEST(DataParallel, SharesAParameterOfTwoModules) {
         .backward();
     whole->forward(x).square().mean().backward();
     EXPECT_LT(difference(*net, *whole), 1e-6);
+    // The engine knows it once.
+    EXPECT_EQ(parallel.reducer()->get_backward_stats().size(), 2);
   });
 }
 
@@ -466,13 +468,17 @@ TEST(DataParallel, GivesAllRanksTheStateOfRankZero) {
     parallel.forward(run, /*synchronize=*/false); // begins a step
     EXPECT_EQ(net->count.item<int64_t>(), 3);
     net->count.fill_(5 + world.rank);
+    {
+      const torch::NoGradGuard no_grad; // an evaluation, which is no part of it
+      parallel.forward(run);
+    }
     parallel.forward(run); // ends it
     EXPECT_EQ(net->count.item<int64_t>(), 5 + world.rank);
     {
-      const torch::NoGradGuard no_grad; // an evaluation
+      const torch::NoGradGuard no_grad;
       parallel.forward(run);
-      EXPECT_EQ(net->count.item<int64_t>(), 5 + world.rank);
     }
+    EXPECT_EQ(net->count.item<int64_t>(), 5 + world.rank);
     parallel.broadcast_buffers();
     EXPECT_EQ(net->count.item<int64_t>(), 5);
     DataParallel apart(

@@ -11,13 +11,13 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -164,7 +164,12 @@ TEST(Rendezvous, ReadsNothingThatADeadAttemptWrote) {
     run_ranks(1, 2, 2, wait, agent.environment(), /*limit=*/500ms);
     expect_in_ranks(
         2,
-        [] { EXPECT_EQ(join().sum(torch::ones({1})).item<float>(), 2); },
+        [] {
+          if (std::getenv("RANK") == std::string("1")) {
+            std::this_thread::sleep_for(200ms); // time for rank 0 to read it
+          }
+          EXPECT_EQ(join().sum(torch::ones({1})).item<float>(), 2);
+        },
         agent.environment());
   }
 }
