@@ -23,7 +23,8 @@ int main(int argc, const char** argv) {
     if (!config) {
       return 0;
     }
-    team = training::join_team(*config);
+    training::ignore_signals_of_writes();
+    team = training::join_team(*config); // which a signal may end at once
     training::catch_interrupts();
     return training::train(*config, *team);
   } catch (const std::exception& error) {

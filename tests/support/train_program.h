@@ -36,6 +36,14 @@ class TrainProgramTest : public ProgramTest {
     return train_shell("$TRAIN " + arguments);
   }
 
+  /// Whether the program finds a GPU.
+  bool has_gpu() {
+    static const bool found =
+        train("resnet32 synthetic --iterations 0 --test-images 8 --cuda-graph")
+            .exit_code == 0;
+    return found;
+  }
+
   /// Of a run of a second or two; every row shows one step.
   static std::string brief(const std::string& arguments) {
     return arguments +

@@ -18,6 +18,13 @@ inline constexpr std::array<int, 4> kStopSignals{
     SIGHUP,
     SIGPIPE};
 
+/// Makes a file that grows over a limit, and a pipe or connection that nobody
+/// reads any more, errors of the write instead of the end of the program.
+inline void ignore_signals_of_writes() {
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
 /// Makes Ctrl-C, a termination request and a closed terminal wait for the end
 /// of the step. A second one ends the program at once.
 inline void catch_interrupts() {
@@ -30,10 +37,6 @@ inline void catch_interrupts() {
   if (std::signal(SIGHUP, note) == SIG_IGN) {
     std::signal(SIGHUP, SIG_IGN); // as nohup wants it
   }
-  // A file that grows over a limit, and a pipe that nobody reads any more, are
-  // then errors of the write instead of the end of the program.
-  std::signal(SIGXFSZ, SIG_IGN);
-  std::signal(SIGPIPE, SIG_IGN);
 }
 
 /// Asks the program to stop, as SIGPIPE would: what it prints goes nowhere.

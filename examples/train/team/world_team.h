@@ -82,9 +82,12 @@ class WorldTeam final : public Team {
     return stop_signal_;
   }
 
+  /// Not those of NCCL, which has many reasons of its own. Where that hangs, the
+  /// next sum on the CPU tells, which is gloo's.
   bool is_of_lost_process(const std::exception& error) const override {
     return dynamic_cast<const gloo::Exception*>(&error) != nullptr ||
-        dynamic_cast<const c10::DistError*>(&error) != nullptr;
+        dynamic_cast<const c10::DistNetworkError*>(&error) != nullptr ||
+        dynamic_cast<const c10::DistStoreError*>(&error) != nullptr;
   }
 
   std::unique_ptr<GradientAverage> average_gradients(

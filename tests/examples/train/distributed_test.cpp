@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -255,6 +256,42 @@ TEST_F(DistributedRun, EndsWhereTheDataOfAProcessAreOthersOrGone) {
   EXPECT_FALSE(fs::exists(directory_ / "results"));
 }
 
+TEST_F(DistributedRun, GivesUpAProcessThatHangs) {
+  ProgramRanks ranks(
+      2,
+      directory_,
+      command(shared("resnet32 synthetic --iterations 500 --peer-timeout 3")));
+  wait_for_row(ranks, 2);
+  ranks[1].signal(SIGSTOP);
+  const Result leader = ranks[0].wait(
+      std::chrono::steady_clock::now() + std::chrono::seconds(30));
+  EXPECT_EQ(leader.exit_code, 1);
+  EXPECT_THAT(
+      leader.err,
+      HasSubstr("expected the other processes to go on, but one of them has "
+                "ended or does not answer ("));
+}
+
+TEST_F(DistributedRun, TakesItsShareOfTheCores) {
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  for (const int processes : {1, 2 * cores}) {
+    const auto local = [&](int /*rank*/, std::vector<std::string>& /*argv*/) {
+      const auto size = std::to_string(processes);
+      ::setenv("LOCAL_WORLD_SIZE", size.c_str(), /*overwrite=*/1);
+    };
+    ProgramRanks(
+        1,
+        directory_,
+        command("resnet32 synthetic --iterations 0 --test-images 8 --no-cuda "
+                "--distributed --results-dir here"),
+        local)
+        .wait();
+    EXPECT_EQ(
+        Json::parse(read(here("run.json"))).at("threads"),
+        processes == 1 ? cores : 1);
+  }
+}
+
 TEST_F(DistributedRun, WarnsOfACheckpointOfAnotherNumberOfProcesses) {
   const std::string steps =
       "resnet32 synthetic --test-images 8 --results-dir here --iterations ";
@@ -364,6 +401,73 @@ TEST_F(DistributedRun, GivesUpAProcessThatNeverComes) {
   EXPECT_THAT(
       results[0].err,
       HasSubstr("expected 2 ranks to join within 2000 ms, but rank 1 did not"));
+}
+
+// --- on a GPU ---------------------------------------------------------------
+
+class DistributedRunCuda : public DistributedTest {
+ protected:
+  void SetUp() override {
+    DistributedTest::SetUp();
+    if (!has_gpu()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+  }
+
+  static constexpr const char* kSteps =
+      " revnet38 synthetic --iterations 6 --batch-size 12 --test-images 8 "
+      "--log-every 1 --evaluate-every 3 --deterministic ";
+
+  std::vector<Result> run_on_gpu(int ranks, const std::string& options) {
+    // However many there are, the processes share the first.
+    const auto first_alone = [](int /*rank*/, std::vector<std::string>&) {
+      ::setenv("CUDA_VISIBLE_DEVICES", "0", /*overwrite=*/1);
+    };
+    return ProgramRanks(
+               ranks,
+               directory_,
+               command(kSteps + options + " --distributed"),
+               first_alone)
+        .wait(std::chrono::seconds(120));
+  }
+};
+
+TEST_F(DistributedRunCuda, LearnsInOneProcessWhatARunByItselfLearns) {
+  const auto alone = train(kSteps + std::string("--no-cuda-graph"));
+  ASSERT_EQ(alone.exit_code, 0) << alone.err;
+  for (const std::string backend : {"automatic", "gloo"}) {
+    const auto found =
+        run_on_gpu(1, "--results-dir " + backend + " --backend " + backend)[0];
+    ASSERT_EQ(found.exit_code, 0) << found.err;
+    EXPECT_EQ(rows(found.out), rows(alone.out));
+    const Json run = Json::parse(read(directory_ / backend / "run.json"));
+    EXPECT_EQ(run.at("cuda_graph"), false);
+    std::cout << "by " << run.at("backend")
+              << "\n"; // NCCL, where it is built in
+  }
+}
+
+TEST_F(DistributedRunCuda, SharesAGpuByGloo) {
+  const auto found = run_on_gpu(2, "--backend gloo --results-dir here");
+  ASSERT_EQ(found[0].exit_code, 0) << found[0].err;
+  EXPECT_EQ(found[1].exit_code, 0) << found[1].err;
+  EXPECT_EQ(found[1].out, "");
+  run(2, "revnet38 synthetic --iterations 1 --test-images 8 --results-dir cpu");
+  EXPECT_NEAR(
+      log_of("here").at(0).at("loss").get<double>(),
+      log_of("cpu").at(0).at("loss").get<double>(),
+      1e-2); // TF32
+  EXPECT_EQ(log_of("here").size(), 6U);
+
+  const auto again = run_on_gpu(2, "--backend gloo --results-dir again");
+  EXPECT_EQ(rows(again[0].out), rows(found[0].out));
+}
+
+TEST_F(DistributedRunCuda, WantsAGpuForEachProcessWithNccl) {
+  for (const Result& result : run_on_gpu(2, "--backend nccl")) {
+    EXPECT_EQ(result.exit_code, 1);
+  }
+  EXPECT_FALSE(fs::exists(directory_ / "results" / "revnet38-synthetic"));
 }
 
 } // namespace
