@@ -78,7 +78,7 @@ class Torchrun : public DistributedTest {
   /// Waits until something is so, or the run has ended.
   template <class Condition>
   static void wait_until(Process& run, const Condition& is_so) {
-    const auto end = within(seconds(60));
+    const auto end = within(seconds(120));
     while (!is_so() && !run.has_ended()) {
       if (std::chrono::steady_clock::now() > end) {
         ADD_FAILURE() << "nothing goes on";
@@ -159,7 +159,7 @@ TEST_P(RestartedRun, IsTheSameHoweverOftenAProcessIsKilled) {
     }
     hits += !parts.has_ended() && ::kill(killed[victim], SIGKILL) == 0 ? 1 : 0;
   }
-  const Result result = parts.wait(within(seconds(60)));
+  const Result result = parts.wait(within(seconds(120)));
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_GT(hits, 0);
   RecordProperty("hits", hits);
