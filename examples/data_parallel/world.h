@@ -112,7 +112,9 @@ class World {
     world.group = c10::make_intrusive<c10d::ProcessGroup>(
         world.store, world.rank, world.size);
     world.add_gloo(options.timeout());
-    world.add_nccl(options);
+    if (world.choose_device(options.backend())) {
+      world.add_nccl(options.timeout());
+    }
     return world;
   }
 
@@ -200,9 +202,12 @@ class World {
   void require_same(const std::string& what, const std::string& text) const {
     const std::vector<std::string> all = gather_bytes(text);
     for (int other = 1; other < size; ++other) {
+      if (all[other] == all[0]) {
+        continue;
+      }
       const auto lines = detail::first_difference(all[0], all[other]);
       TORCH_CHECK_VALUE(
-          all[0] == all[other],
+          false,
           "World::require_same(): expected the same ",
           what,
           " on all ranks, but rank 0 has \"",
@@ -241,58 +246,60 @@ class World {
     group->setDefaultBackend(kType);
   }
 
-  void add_nccl(const WorldOptions& options);
-
-  torch::Device device_ = torch::kCPU;
-  std::shared_ptr<void> at_end_;
-};
-
-inline void World::add_nccl(const WorldOptions& options) {
-  const int gpus = static_cast<int>(torch::cuda::device_count());
-  bool nccl = options.backend() == Backend::kNccl;
+  /// Sets device(); whether its tensors travel by NCCL.
+  bool choose_device(Backend backend) {
+    const int gpus = static_cast<int>(torch::cuda::device_count());
+    bool nccl = backend == Backend::kNccl;
 #if defined(PARALLEL_NCCL)
-  nccl = nccl || (options.backend() == Backend::kAutomatic && gpus > 0);
+    nccl = nccl || (backend == Backend::kAutomatic && gpus > 0);
 #else
-  TORCH_CHECK_VALUE(
-      !nccl,
-      "World::join(): expected a program with NCCL compiled in for "
-      "Backend::kNccl, but it has gloo alone. Define PARALLEL_NCCL.");
+    TORCH_CHECK_VALUE(
+        !nccl,
+        "World::join(): expected a program with NCCL compiled in for "
+        "Backend::kNccl, but it has gloo alone. Define PARALLEL_NCCL.");
 #endif
-  TORCH_CHECK_VALUE(
-      !nccl || local_rank < gpus,
-      "World::join(): expected a GPU for each process, but got LOCAL_RANK ",
-      local_rank,
-      " and ",
-      gpus,
-      " GPUs. Start fewer processes, or share GPUs with Backend::kGloo.");
-  require_same("backend", nccl ? "NCCL" : "gloo");
-  if (gpus > 0) {
-    device_ = torch::Device(
-        torch::kCUDA, static_cast<c10::DeviceIndex>(local_rank % gpus));
-    c10::impl::VirtualGuardImpl(torch::kCUDA).setDevice(device_);
+    TORCH_CHECK_VALUE(
+        !nccl || local_rank < gpus,
+        "World::join(): expected a GPU for each process, but got LOCAL_RANK ",
+        local_rank,
+        " and ",
+        gpus,
+        " GPUs. Start fewer processes, or share GPUs with Backend::kGloo.");
+    require_same("backend", nccl ? "NCCL" : "gloo");
+    if (gpus > 0) {
+      const auto index = static_cast<c10::DeviceIndex>(local_rank % gpus);
+      device_ = torch::Device(torch::kCUDA, index);
+      c10::impl::VirtualGuardImpl(torch::kCUDA).setDevice(device_);
+    }
+    return nccl;
   }
+
+  void add_nccl([[maybe_unused]] std::chrono::milliseconds timeout) {
 #if defined(PARALLEL_NCCL)
-  if (nccl) {
+    using Nccl = c10d::ProcessGroupNCCL;
     detail::check_nccl_header();
-    const auto nccl_options = c10d::ProcessGroupNCCL::Options::create();
-    nccl_options->timeout = options.timeout();
-    const auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(
+    const auto options = Nccl::Options::create();
+    options->timeout = timeout;
+    const auto nccl = c10::make_intrusive<Nccl>(
         c10::make_intrusive<c10d::PrefixStore>("nccl", store),
         rank,
         size,
-        nccl_options);
+        options);
     constexpr auto kType = c10d::ProcessGroup::BackendType::NCCL;
-    group->setBackend(c10::DeviceType::CUDA, kType, backend);
+    group->setBackend(c10::DeviceType::CUDA, kType, nccl);
     group->setDefaultBackend(kType);
     // Without a shutdown NCCL's destructor warns and aborts what still runs,
     // which after an error is right.
-    at_end_ = std::shared_ptr<void>(nullptr, [backend](void*) {
+    at_end_ = std::shared_ptr<void>(nullptr, [nccl](void*) {
       if (std::uncaught_exceptions() == 0) {
-        backend->shutdown();
+        nccl->shutdown();
       }
     });
-  }
 #endif
-}
+  }
+
+  torch::Device device_ = torch::kCPU;
+  std::shared_ptr<void> at_end_; // of the last copy
+};
 
 } // namespace parallel
