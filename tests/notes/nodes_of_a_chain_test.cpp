@@ -16,6 +16,8 @@
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/function_hook.h>
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -236,6 +238,30 @@ TEST(NodesOfAChain, Rule3AnInputThatNobodyAsksForIsLeftAlone) {
   EXPECT_THAT(blocks_of(net.runs), ElementsAre(3, 2));
 }
 
+/// Multiplies by a tensor that it never registered.
+struct SecretImpl final : torch::nn::Cloneable<SecretImpl> {
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor x) {
+    return x * secret;
+  }
+  torch::Tensor secret = torch::ones({1}, torch::kDouble).requires_grad_();
+};
+TORCH_MODULE(Secret);
+
+TEST(NodesOfAChain, Rule3ATensorThatAFrozenBeginningHidesIsAnError) {
+  const Secret secret;
+  Chain chain = Chain::make(2, [&] { return AnyModule(secret); });
+  Probed net(1);
+  memcnn::ReversibleSequence sequence(
+      chain.block(0), chain.block(1), net.blocks[0]);
+  const torch::Tensor x = torch::randn({2, 2 * kSize}, torch::kDouble);
+  EXPECT_THAT(
+      [&] { sequence->forward(x); },
+      ThrowsError<c10::Error>(HasSubstr("another tensor that requires a")));
+  secret->secret.requires_grad_(false);
+  sequence->forward(x).sum().backward();
+}
+
 TEST(NodesOfAChain, Rule1TwoThreadsMayRunPassesOverOneGraph) {
   Probed net(8);
   const torch::Tensor loss = net.run().square().sum();
@@ -290,6 +316,54 @@ TEST(NodesOfAChain, Rule1AHookThatThrowsLeavesARetainedGraphWhole) {
   net.sequence->zero_grad();
   loss.backward();
   EXPECT_TRUE(net.blocks[0]->parameters()[0].grad().defined());
+}
+
+TEST(NodesOfAChain, Rule1FailedPassesDoNotAddUp) {
+  Probed net(4);
+  bool throws = false;
+  after_gradient(net.blocks[2]->parameters()[0], [&](const auto&) {
+    TORCH_CHECK(!throws, "the hook gave up");
+  });
+  net.run().sum().backward(); // from here on gradients exist
+  const torch::Tensor loss = net.run().sum();
+  throws = true;
+  const auto pass = [&] {
+    loss.backward({}, /*retain_graph=*/true);
+  };
+  memcnn::AllocationMeter meter;
+  // LibTorch's queue keeps what a failed pass left until the next one.
+  EXPECT_THROW(pass(), c10::Error);
+  const int64_t left = meter.held_bytes();
+  EXPECT_THROW(pass(), c10::Error);
+  EXPECT_EQ(meter.held_bytes(), left);
+}
+
+TEST(NodesOfAChain, Rule1PassesOfSeveralThreadsTakeTurns) {
+  // Blocks of several passes would replay one generator at the same time.
+  std::atomic<int> inside{0};
+  std::atomic<bool> overlapped{false};
+  Chain chain = Chain::make(6, [&] {
+    AnyModule linear(ProbedLinear(kSize, [&](const auto&) {
+      overlapped = overlapped || ++inside > 1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      --inside;
+    }));
+    linear.ptr()->to(torch::kDouble);
+    return linear;
+  });
+  const torch::Tensor loss =
+      chain.run(Engine::kSequence, leaf({2, 2 * kSize})).square().sum();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      torch::autograd::grad(
+          {loss}, chain.parameters(), {}, /*retain_graph=*/true);
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_FALSE(overlapped);
 }
 
 /// What a pass of a deep chain takes beyond what is held before it, where
@@ -372,6 +446,38 @@ TEST(NodesOfAChain, Rule4SecondDerivativesOfEveryForm) {
   }
 }
 
+TEST(NodesOfAChain, Rule4PassesMayEnterInFrontOfAllThatTheFirstRan) {
+  torch::manual_seed(7);
+  const auto smooth = [] {
+    LinearBranch branch(kSize);
+    branch->to(torch::kDouble);
+    return Coupling(AnyModule(branch), AnyModule(branch));
+  };
+  const AnyModule tanh{torch::nn::Tanh()};
+  // Halves of two dimensions.
+  Chain chain(
+      {smooth(),
+       smooth(),
+       Coupling(tanh, tanh, memcnn::CouplingOptions().split_dim(0)),
+       smooth()});
+  const torch::Tensor x = leaf({4, 2 * kSize});
+  const auto parameters = chain.parameters();
+  std::vector<torch::Tensor> all = parameters;
+  all.push_back(x);
+  const auto second = [&](const torch::Tensor& y, const torch::Tensor& of) {
+    // The loss is linear: no second pass enters by the output.
+    const auto first = torch::autograd::grad(
+        {y.sum()}, {of}, {}, std::nullopt, /*create_graph=*/true);
+    return torch::autograd::grad(
+        {first[0].square().sum()}, all, {}, std::nullopt, false, true);
+  };
+  for (const torch::Tensor& parameter : {parameters[0], parameters[4]}) {
+    const auto expected = second(chain.plain(x), parameter);
+    const auto found = second(chain.run(Engine::kSequence, x), parameter);
+    EXPECT_LT(relative_error(found, expected), 1e-9);
+  }
+}
+
 TEST(NodesOfAChain, Rule5InsideOfAWrapperThereIsOneNode) {
   Probed net(3);
   memcnn::InvertibleModuleWrapper wrapper(net.sequence);
@@ -404,6 +510,64 @@ struct NothingImpl final : torch::nn::Cloneable<NothingImpl> {
   torch::Tensor scale;
 };
 TORCH_MODULE(Nothing);
+
+/// From pixels to numbers, and back to pixels that are off by one.
+struct PixelsImpl final : torch::nn::Cloneable<PixelsImpl> {
+  PixelsImpl() {
+    reset();
+  }
+  void reset() override {
+    scale = register_parameter("scale", torch::full({1}, 0.3, torch::kDouble));
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    return x * scale;
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return (y / scale - 1).to(torch::kUInt8);
+  }
+  torch::Tensor scale;
+};
+TORCH_MODULE(Pixels);
+
+TEST(NodesOfAChain, AnInputOfIntegersIsKept) {
+  Probed net(2);
+  Pixels pixels;
+  memcnn::ReversibleSequence sequence(pixels, net.blocks[0], net.blocks[1]);
+  const torch::Tensor x =
+      torch::arange(4 * kSize).view({2, 2 * kSize}).to(torch::kUInt8) + 1;
+  const auto gradients = [&](const torch::Tensor& y) {
+    return torch::autograd::grad({y.square().sum()}, sequence->parameters());
+  };
+  const auto expected =
+      gradients(net.blocks[1](net.blocks[0](pixels->forward(x))));
+  EXPECT_LT(
+      relative_error(gradients(sequence->forward(x)), expected),
+      kGradientFloat64);
+}
+
+/// Returns nothing.
+struct SilentImpl final : torch::nn::Cloneable<SilentImpl> {
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor /*x*/) {
+    return {};
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return y;
+  }
+};
+TORCH_MODULE(Silent);
+
+TEST(NodesOfAChain, ABlockThatReturnsAnUndefinedTensorIsNamed) {
+  const Pixels pixels;
+  memcnn::ReversibleSequence sequence(pixels, Silent(), pixels);
+  EXPECT_THAT(
+      [&] { sequence->forward(leaf({2})); },
+      ThrowsError<c10::Error>(testing::AllOf(
+          HasSubstr("expected defined tensors from the module, but got an "
+                    "undefined one"),
+          HasSubstr("block 1 ("),
+          HasSubstr("SilentImpl"))));
+}
 
 TEST(NodesOfAChain, TwentyThousandBlocksAreBuiltAndDropped) {
   memcnn::ReversibleSequence sequence{memcnn::ReversibleSequenceOptions()};

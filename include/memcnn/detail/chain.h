@@ -131,7 +131,6 @@ class Chain {
         graph != nullptr ? first_to_learn(direction, input) : 0;
     std::optional<KeptBlocks> budget =
         budget_for(direction, input, recording, settings, size() - first);
-    Recording off = Recording::off();
     Streams streams(std::move(input), settings.memory_format);
     for (size_t k = 0; k < size(); ++k) {
       const size_t i = block_at(direction, k);
@@ -142,7 +141,7 @@ class Chain {
         const auto split_dim = streams.split_dim();
         Tensors inputs = streams.take_for(*blocks_[i]);
         if (k < first) {
-          streams.set(blocks_[i]->run(direction, std::move(inputs), off));
+          streams.set(run_unrecorded(direction, *blocks_[i], inputs));
           return;
         }
         if (graph != nullptr) {
@@ -177,6 +176,18 @@ class Chain {
       ++first;
     }
     return first;
+  }
+
+  /// Runs a block that has nothing to learn. Should it reach a tensor that
+  /// nobody registered, and that has, its outputs say so, where they may have a
+  /// graph.
+  static Tensors
+  run_unrecorded(Direction direction, Invertible& block, Tensors& inputs) {
+    const at::AutoGradMode with_graph(true);
+    Recording off = Recording::off();
+    Tensors outputs = block.run(direction, std::move(inputs), off);
+    ends_of(outputs, /*arguments=*/{}, block.module());
+    return outputs;
   }
 
   Tensors run_block(

@@ -21,8 +21,11 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -75,7 +78,15 @@ class ChainGraph {
     if (!edges_.front().is_valid()) {
       edges_.assign(inputs.size(), torch::autograd::Edge());
     } else if (split_dim_before != form.split_dim()) {
-      add_node(make_node<FormNode>(split_dim_before, form.form()), {}, inputs);
+      auto node = make_node<FormNode>(split_dim_before, form.form(), front_);
+      if (front_ != nullptr) {
+        front_ = node.get();
+      }
+      add_node(std::move(node), {}, inputs);
+    }
+    for (const at::Tensor& input : inputs) {
+      const bool keep = blocks_.empty() && !is_differentiable(input);
+      kept_inputs_.push_back(keep ? Saved(detached(input)) : Saved());
     }
   }
 
@@ -84,18 +95,22 @@ class ChainGraph {
       size_t i,
       const std::shared_ptr<Invertible>& block,
       const Tensors& outputs) {
-    const bool is_first = blocks_.empty();
+    for (const at::Tensor& output : outputs) {
+      check_returned(place_, output);
+    }
     auto node = make_node<BlockNode>(
         NodeState(place_, block, direction_, /*keep_inputs=*/false, options_),
         i,
-        is_first,
-        values_);
+        front_,
+        turns_);
+    node->state().inputs = std::exchange(kept_inputs_, {});
     const Tensors parameters = trained_parameters(block->module());
     for (const at::Tensor& parameter : parameters) {
       check_mode(place_, parameter);
       node->state().parameters.emplace_back(parameter);
     }
     blocks_.push_back(node.get());
+    front_ = node.get();
     add_node(std::move(node), parameters, outputs);
   }
 
@@ -119,10 +134,9 @@ class ChainGraph {
     // An alias without a graph: an output that its own node referred to would
     // never die.
     state.outputs.emplace_back(detached(output));
-    if (torch::autograd::isDifferentiableType(output.scalar_type())) {
-      auto node =
-          make_node<OutputNode>(std::move(state), std::move(form), values_);
-      node->set_next_edges(std::move(edges_));
+    if (is_differentiable(output)) {
+      auto node = make_node<OutputNode>(std::move(state), std::move(form));
+      node->set_next_edges(all_edges({}));
       torch::autograd::set_history(output, node);
     }
     return output;
@@ -132,22 +146,34 @@ class ChainGraph {
   /// From what travelled until now, and parameters, to what travels from now on.
   template <class Node>
   void add_node(Node node, const Tensors& parameters, const Tensors& results) {
+    node->set_next_edges(all_edges(parameters));
+    for (torch::autograd::edge_list* edges : {&edges_, &value_edges_}) {
+      for (const at::Tensor& result : results) {
+        edges->emplace_back(node, node->add_input_metadata(result));
+      }
+    }
+  }
+
+  /// Those of the next node, given away.
+  torch::autograd::edge_list all_edges(const Tensors& parameters) {
+    torch::autograd::edge_list edges = std::exchange(edges_, {});
     for (const at::Tensor& parameter : parameters) {
-      edges_.push_back(torch::autograd::impl::gradient_edge(parameter));
+      edges.push_back(torch::autograd::impl::gradient_edge(parameter));
     }
-    node->set_next_edges(std::move(edges_));
-    edges_.clear();
-    for (const at::Tensor& result : results) {
-      edges_.emplace_back(node, node->add_input_metadata(result));
-    }
+    std::move(
+        value_edges_.begin(), value_edges_.end(), std::back_inserter(edges));
+    value_edges_.clear();
+    return edges;
   }
 
   std::string place_;
   Direction direction_;
   RecordingOptions options_;
-  std::shared_ptr<TravellingValues> values_ =
-      std::make_shared<TravellingValues>();
-  torch::autograd::edge_list edges_; // of what travels
+  std::shared_ptr<std::mutex> turns_ = std::make_shared<std::mutex>();
+  torch::autograd::edge_list edges_; // of the gradients of what travels
+  torch::autograd::edge_list value_edges_; // of what travels itself
+  std::vector<Saved> kept_inputs_; // of the next block
+  ChainNode* front_ = nullptr; // of the next one that wants values
   std::vector<BlockNode*> blocks_; // the graph holds them
 };
 

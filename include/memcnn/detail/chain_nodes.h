@@ -14,11 +14,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,9 +39,10 @@ namespace memcnn::detail {
 //
 // 1. No tensor between two blocks exists after forward. The output's node alone
 //    keeps one, the output, and begins a pass with it. The values that blocks
-//    rebuild from it travel beside the graph, each pass having its own; their
-//    gradients travel on the graph's edges, moved from node to node, so that
-//    blocks may update both in place.
+//    rebuild from it travel on the graph's edges beside their gradients: a pass
+//    owns both, moves them from node to node, so that blocks may update them in
+//    place, and loses both where it fails. Passes of several threads take turns,
+//    a block each: they replay the same generators and modules.
 // 2. The engine runs what accumulates a parameter's gradient before any other
 //    node that is ready: the gradients of a block have arrived, and their hooks
 //    have fired, before the block in front of it runs again. A parameter of
@@ -49,49 +50,37 @@ namespace memcnn::detail {
 // 3. A pass goes only as far back as somebody asks for, and a chain begins at
 //    the first block that has something to learn.
 // 4. Where gradients have a graph themselves (create_graph) later passes enter
-//    in the middle of the chain. Every block then keeps its values until the
+//    in the middle of the chain, also in front of all that the first pass ran.
+//    Every block that runs leaves the values in front of it there until the
 //    graph is let go: as much memory as the plain modules take.
 // 5. A block inside of another module that runs as one node (a sequence in a
 //    wrapper) is none: the outer node asks for its backward_step().
 
-/// The values that the nodes of one run hand from one to the next, beside the
-/// graph.
-class TravellingValues {
+/// What is true of every node of a chain.
+class ChainNode : public torch::autograd::Node {
  public:
-  /// To the node that runs next in the present pass.
-  void hand_over(Streams values) {
-    const std::lock_guard lock(mutex_);
-    passes_.emplace_back(this_pass(), std::move(values));
-  }
+  /// Notes values that the node behind it would have returned, for passes that
+  /// do not come from there (Note [Nodes of a chain], rule 4).
+  virtual void keep(Tensors values) = 0;
 
-  /// What was handed over in the present pass; nothing if it began further
-  /// down.
-  std::optional<Streams> take() {
-    const std::lock_guard lock(mutex_);
-    const auto found =
-        std::find_if(passes_.begin(), passes_.end(), [](const auto& pass) {
-          return pass.first == this_pass();
-        });
-    if (found == passes_.end()) {
-      return std::nullopt;
-    }
-    std::optional<Streams> values = std::move(found->second);
-    passes_.erase(found);
-    return values;
+ protected:
+  /// What comes from the node behind.
+  struct Arrived {
+    Tensors gradients;
+    Tensors values; // as many; undefined if the pass began here
+  };
+
+  Arrived arrived(Tensors&& inputs) const {
+    const auto middle = std::make_move_iterator(
+        inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size() / 2));
+    Arrived arrived{
+        {std::make_move_iterator(inputs.begin()), middle},
+        {middle, std::make_move_iterator(inputs.end())}};
+    complete(arrived.gradients);
+    return arrived;
   }
 
  private:
-  static int this_pass() {
-    return torch::autograd::get_current_graph_task_id();
-  }
-
-  std::mutex mutex_; // several threads may run passes over one graph
-  std::vector<std::pair<int, Streams>> passes_;
-};
-
-/// What is true of every node of a chain.
-class ChainNode : public torch::autograd::Node {
- protected:
   /// Gives a missing gradient of one half, where that of the other one came: a
   /// pass through second derivatives may bring one alone.
   void complete(Tensors& gradients) const {
@@ -106,47 +95,71 @@ class ChainNode : public torch::autograd::Node {
   }
 };
 
+inline void append(Tensors& tensors, Tensors others) {
+  std::move(others.begin(), others.end(), std::back_inserter(tensors));
+}
+
 /// Between what a block returned and what the next one takes: halves that are
 /// joined, or a whole that is split.
 class FormNode final : public ChainNode {
  public:
-  /// From the form `before`, the halves of a dimension or one whole.
-  FormNode(std::optional<int64_t> before, Streams after)
-      : before_(before), after_(std::move(after)) {}
+  /// From the form `before`, the halves of a dimension or one whole. front: the
+  /// node there; null where values are not wanted.
+  FormNode(std::optional<int64_t> before, Streams after, ChainNode* front)
+      : before_(before), after_(std::move(after)), front_(front) {}
 
   std::string name() const override {
     return "memcnn::InvertibleFunction(halves)";
   }
 
+  void keep(Tensors values) override {
+    front_->keep(in_form_before(std::move(values)));
+  }
+
  private:
-  Tensors apply(Tensors&& gradients) override {
-    complete(gradients);
+  Tensors apply(Tensors&& inputs) override {
+    Arrived after = arrived(std::move(inputs));
+    Tensors results = in_form_before(std::move(after.gradients));
+    if (front_ != nullptr) {
+      append(results, in_form_before(std::move(after.values)));
+    }
+    return results;
+  }
+
+  Tensors in_form_before(Tensors tensors) const {
     Streams streams = after_;
-    streams.set(std::move(gradients));
+    streams.set(std::move(tensors));
     return streams.take_in(before_, "ReversibleSequence::backward()");
   }
 
   std::optional<int64_t> before_;
   Streams after_; // its form alone
+  ChainNode* front_; // an edge holds it
 };
 
 /// One block of a chain: a function of what the block before it returned and of
 /// its own parameters.
 class BlockNode final : public ChainNode {
  public:
+  /// front: the node that wants to know the block's inputs; null if none does.
+  /// turns: of all blocks of the chain.
   BlockNode(
       NodeState state,
       size_t index,
-      bool is_first,
-      std::shared_ptr<TravellingValues> values)
+      ChainNode* front,
+      std::shared_ptr<std::mutex> turns)
       : state_(std::move(state)),
         index_(index),
-        is_first_(is_first),
-        values_(std::move(values)) {}
+        front_(front),
+        turns_(std::move(turns)) {}
 
   std::string name() const override {
     return "memcnn::InvertibleFunction(block " + std::to_string(index_) + ", " +
         state_.block->type_name() + ")";
+  }
+
+  void keep(Tensors values) override {
+    kept_ = std::move(values);
   }
 
   NodeState& state() {
@@ -157,51 +170,41 @@ class BlockNode final : public ChainNode {
   }
 
  private:
-  Tensors apply(Tensors&& grad_outputs) override {
-    const std::lock_guard lock(mutex_); // as LibTorch's own nodes do
+  Tensors apply(Tensors&& inputs) override {
+    const std::lock_guard turn(*turns_);
     check(state_);
     state_.released = !is_graph_retained(); // even if this pass fails
-    complete(grad_outputs);
-    Streams values = values_of_pass();
-    const size_t trained = state_.parameters.size();
-    const size_t inputs = num_outputs() - trained;
     ParameterGradients parameters(
-        tensors_of(state_.parameters), wanted_of(*this, inputs, trained));
-    AfterRun after;
-    after.outputs = values.take_for(*state_.block);
-    after.grad_outputs = std::move(grad_outputs);
-    after.kept_inputs.resize(inputs);
-    after.needs_grad = wanted_of(*this, 0, inputs);
-    after.retain_graph = is_graph_retained();
-    const bool goes_on = after.needs_grad[0] && !is_first_;
+        tensors_of(state_.parameters),
+        wanted_of(*this, state_.inputs.size(), state_.parameters.size()));
+    AfterRun after = after_run(arrived(std::move(inputs)));
+    const bool goes_on = after.needs_grad[0];
 
     BeforeRun before = step(std::move(after), parameters);
-    if (goes_on) {
-      values.set(std::move(before.inputs));
-      values_->hand_over(std::move(values));
+    Tensors results = std::move(before.grad_inputs);
+    append(results, parameters.take());
+    if (front_ != nullptr) {
+      append(results, values_for_front(std::move(before.inputs), goes_on));
     }
-    Tensors gradients = std::move(before.grad_inputs);
-    for (at::Tensor& gradient : parameters.take()) {
-      gradients.push_back(std::move(gradient));
-    }
+    results.resize(num_outputs()); // no values for what is before the first
     if (!is_graph_retained()) {
-      let_go();
+      release(state_);
+      kept_.clear();
     }
-    return gradients;
+    return results;
   }
 
-  /// The block's outputs, from the node behind it, or from an earlier pass
-  /// (Note [Nodes of a chain], rule 4).
-  Streams values_of_pass() {
-    std::optional<Streams> values = values_->take();
-    if (!values) {
-      values = kept_;
-    }
-    TORCH_INTERNAL_ASSERT(values.has_value()); // no pass begins elsewhere
-    if (at::GradMode::is_enabled()) {
-      kept_ = values;
-    }
-    return *std::move(values);
+  /// What backward_step() is told.
+  AfterRun after_run(Arrived arrived) const {
+    AfterRun after;
+    after.outputs =
+        all_defined(arrived.values) ? std::move(arrived.values) : kept_;
+    TORCH_INTERNAL_ASSERT(!after.outputs.empty()); // no pass begins elsewhere
+    after.grad_outputs = std::move(arrived.gradients);
+    after.kept_inputs = tensors_of(state_.inputs);
+    after.needs_grad = wanted_of(*this, 0, state_.inputs.size());
+    after.retain_graph = is_graph_retained();
+    return after;
   }
 
   BeforeRun step(AfterRun after, ParameterGradients& parameters) {
@@ -219,30 +222,30 @@ class BlockNode final : public ChainNode {
         parameters);
   }
 
-  void let_go() {
-    release(state_);
-    kept_.reset();
-    values_.reset();
+  /// The values for the present pass, if that goes on there; where gradients
+  /// have a graph they are left there, for all passes.
+  Tensors values_for_front(Tensors values, bool goes_on) {
+    Tensors none(values.size());
+    if (at::GradMode::is_enabled()) {
+      front_->keep(std::move(values));
+      return none;
+    }
+    return goes_on ? std::move(values) : std::move(none);
   }
 
   NodeState state_;
   size_t index_;
-  bool is_first_; // of those that learn: nobody rebuilds what is before it
-  std::shared_ptr<TravellingValues> values_;
-  std::optional<Streams> kept_;
+  ChainNode* front_; // an edge holds it
+  std::shared_ptr<std::mutex> turns_;
+  Tensors kept_;
 };
 
 /// The end of a chain: keeps its output, and begins every pass with it.
-class OutputNode final : public ChainNode {
+class OutputNode final : public torch::autograd::Node {
  public:
   /// `form` is what the last block returned, its tensors apart.
-  OutputNode(
-      NodeState state,
-      Streams form,
-      std::shared_ptr<TravellingValues> values)
-      : state_(std::move(state)),
-        form_(std::move(form)),
-        values_(std::move(values)) {}
+  OutputNode(NodeState state, Streams form)
+      : state_(std::move(state)), form_(std::move(form)) {}
 
   std::string name() const override {
     return "memcnn::InvertibleFunction(ReversibleSequence)";
@@ -254,23 +257,24 @@ class OutputNode final : public ChainNode {
 
  private:
   Tensors apply(Tensors&& grad_outputs) override {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_); // as LibTorch's own nodes do
     check(state_);
-    const auto split_dim = form_.split_dim();
-    const std::string& taker = state_.place;
-    Streams values = form_.whole(take_outputs(state_)[0]);
-    Streams gradients = form_.whole(std::move(grad_outputs[0]));
-    values_->hand_over(std::move(values));
+    Tensors results = as_last_block(std::move(grad_outputs[0]));
+    append(results, as_last_block(std::move(take_outputs(state_)[0])));
     if (!is_graph_retained()) {
-      values_.reset();
       release(state_);
     }
-    return gradients.take_in(split_dim, taker);
+    return results;
+  }
+
+  /// A whole in the form that the last block returned.
+  Tensors as_last_block(at::Tensor whole) const {
+    return form_.whole(std::move(whole))
+        .take_in(form_.split_dim(), state_.place);
   }
 
   NodeState state_;
   Streams form_;
-  std::shared_ptr<TravellingValues> values_;
 };
 
 } // namespace memcnn::detail

@@ -16,6 +16,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/nn/cloneable.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <memory>
@@ -136,7 +137,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
               exact_.first_run(halves[1 - i], recording, at_half),
               [&](const auto& part) { return beside(halves[i], part); }),
           halves[i]);
-      if (!at::GradMode::is_enabled() && is_sole_owner(halves[i])) {
+      if (!is_graph_built(halves[i], value) && is_sole_owner(halves[i])) {
         Law::apply_in_place(direction, halves[i], value);
       } else {
         halves[i] =
@@ -202,6 +203,16 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   static std::array<size_t, 2> order(Direction direction) {
     return direction == Direction::kForward ? std::array<size_t, 2>{0, 1}
                                             : std::array<size_t, 2>{1, 0};
+  }
+
+  /// Whether an update of the half becomes part of a graph.
+  static bool is_graph_built(const at::Tensor& half, const Value& value) {
+    const Tensors parts = Law::tensors(value);
+    return at::GradMode::is_enabled() &&
+        (half.requires_grad() ||
+         std::any_of(parts.begin(), parts.end(), [](const auto& part) {
+           return part.requires_grad();
+         }));
   }
 
   /// The halves, given away: a whole tensor is taken apart, and let go.

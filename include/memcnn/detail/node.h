@@ -100,10 +100,6 @@ class InvertibleFunction
   }
 
  private:
-  static bool is_differentiable(const at::Tensor& tensor) {
-    return tensor.is_floating_point() || tensor.is_complex();
-  }
-
   /// Stops where inputs that are kept for the second run are not those of the
   /// first any more.
   static void check_kept(
@@ -138,11 +134,7 @@ class InvertibleFunction
     }
     Tensors not_differentiable;
     for (const at::Tensor& output : outputs) {
-      TORCH_CHECK_VALUE(
-          output.defined(),
-          state.place,
-          ": expected defined tensors from the module, but got an undefined "
-          "one. Return an empty tensor instead.");
+      check_returned(state.place, output);
       if (!is_differentiable(output)) {
         not_differentiable.push_back(output);
       }

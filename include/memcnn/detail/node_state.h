@@ -72,6 +72,19 @@ inline void check_defined(const std::string& place, const Tensors& inputs) {
   }
 }
 
+inline void check_returned(const std::string& place, const at::Tensor& output) {
+  TORCH_CHECK_VALUE(
+      output.defined(),
+      place,
+      ": expected defined tensors from the module, but got an undefined one. "
+      "Return an empty tensor instead.");
+}
+
+/// Others have no gradient, and are no function of one: they are not rebuilt.
+inline bool is_differentiable(const at::Tensor& tensor) {
+  return tensor.is_floating_point() || tensor.is_complex();
+}
+
 inline Tensors tensors_of(const std::vector<Saved>& saved) {
   Tensors tensors;
   tensors.reserve(saved.size());
