@@ -8,6 +8,8 @@
 #include "world.h"
 
 #include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/nn/module.h>
 #include <torch/types.h>
 #include <torch/version.h>
@@ -162,6 +164,10 @@ class DataParallel final {
     buffers_ = state.buffers;
     check_parameters();
     device_ = parameters_[0].device();
+    for (const Tensor& parameter : parameters_) {
+      accumulators_.push_back(
+          torch::autograd::impl::grad_accumulator(parameter));
+    }
     detail::describe(options, state.description);
     world_.require_same("module and options", state.description.str());
     world_.broadcast(state.all);
@@ -237,15 +243,22 @@ class DataParallel final {
   }
 
   void check_unchanged() const {
-    for (const Tensor& parameter : parameters_) {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Tensor& parameter = parameters_[i];
+      // A cast takes c10d's hook away, and nothing would be averaged.
+      const bool is_cast = parameter.requires_grad() &&
+          torch::autograd::impl::grad_accumulator(parameter) !=
+              accumulators_[i];
       TORCH_CHECK(
-          parameter.requires_grad() && parameter.device() == device_,
+          parameter.requires_grad() && parameter.device() == device_ &&
+              !is_cast,
           "DataParallel::forward(): expected parameters on ",
           device_,
           " that require a gradient, as at construction, but got one on ",
           parameter.device(),
           parameter.requires_grad() ? "" : " that requires none",
-          ". Make a DataParallel after moving or freezing parameters.");
+          is_cast ? " that was moved or cast" : "",
+          ". Make a DataParallel after moving, casting or freezing parameters.");
     }
   }
 
@@ -333,6 +346,7 @@ class DataParallel final {
   torch::Device device_ = torch::kCPU; // of the parameters
   DataParallelOptions options_;
   std::vector<Tensor> parameters_; // that are trained, each once
+  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_; // of them
   std::vector<Tensor> buffers_;
   std::shared_ptr<c10d::Reducer> reducer_;
   std::shared_ptr<bool> delayed_ = std::make_shared<bool>(false);

@@ -69,6 +69,8 @@ void train(const parallel::World& world) {
 }
 
 int main() {
+  // As many as torchrun gives a process: others add in another order.
+  torch::set_num_threads(1);
   try {
     train(parallel::World::join_or_alone());
   } catch (const std::exception& error) {

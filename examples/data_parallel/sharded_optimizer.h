@@ -163,6 +163,13 @@ class ShardedOptimizer final : public torch::optim::Optimizer {
   /// saved; null on the others, which send theirs. The group needs a backend for
   /// tensors on the CPU.
   std::unique_ptr<Inner> gathered(int root = 0) {
+    TORCH_CHECK_VALUE(
+        root >= 0 && root < size(),
+        "ShardedOptimizer::gathered(): expected a rank from 0 to ",
+        size() - 1,
+        " for root, but got ",
+        root,
+        ". Gather on one that exists.");
     const std::string own = detail::to_bytes(*own_);
     if (rank() != root) {
       detail::send(own, *group_, root);

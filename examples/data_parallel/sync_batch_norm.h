@@ -119,8 +119,11 @@ struct Statistics {
 /// squares, which lose digits where a mean is large.
 inline Statistics statistics_of(const at::Tensor& x, const Group& group) {
   const int64_t channels = x.size(1);
-  const int64_t count = x.numel() / channels;
   const auto dims = reduced_dims(x);
+  int64_t count = 1; // not by a division: there may be no channel
+  for (const int64_t dim : dims) {
+    count *= x.size(dim);
+  }
   at::Tensor mean = x.sum(dims);
   at::Tensor variance = mean;
   if (count > 0) {
@@ -258,9 +261,10 @@ struct Normalise final : torch::autograd::Function<Normalise> {
 /// Memory:   keeps the input for backward.
 /// Accuracy: gradients and running statistics within 1e-10 of BatchNorm's on the
 ///           whole batch in float64; second derivatives, too.
-/// Throws:   c10::ValueError if the input is not (N, C, *), if ranks have not as
-///           many channels each, or, on a CPU, if they have less than two values
-///           of a channel together (a GPU would have to be waited for).
+/// Throws:   c10::TypeError if the input is not floating point; c10::ValueError
+///           if it is not (N, C, *), if ranks have not as many channels each, or,
+///           on a CPU, if they have less than two values of a channel together
+///           (a GPU would have to be waited for).
 /// Avoid if: each rank's own batch is large enough for statistics of its own.
 /// Source:   Ioffe and Szegedy 2015, "Batch Normalization", arXiv:1502.03167.
 class SyncBatchNormImpl final : public torch::nn::NormImplBase<
@@ -318,6 +322,11 @@ class SyncBatchNormImpl final : public torch::nn::NormImplBase<
         " channels, but got sizes ",
         input.sizes(),
         ". Give num_features as many as the input has.");
+    TORCH_CHECK_TYPE(
+        input.is_floating_point(),
+        "SyncBatchNorm::forward(): expected a floating point input, but got ",
+        input.dtype(),
+        ". Cast it.");
   }
 
   detail::Statistics exchange_statistics(const at::Tensor& input) {

@@ -529,7 +529,14 @@ TEST(DataParallel, RejectsParametersThatHaveChanged) {
         ThrowsError<c10::Error>(testing::StrEq(
             "DataParallel::forward(): expected parameters on cpu that require a "
             "gradient, as at construction, but got one on cpu that requires "
-            "none. Make a DataParallel after moving or freezing parameters.")));
+            "none. Make a DataParallel after moving, casting or freezing "
+            "parameters.")));
+    net->bias.requires_grad_(true);
+    net->to(torch::kFloat64);
+    net->to(torch::kFloat32); // the types are those of before
+    EXPECT_THAT(
+        [&] { parallel.forward(run); },
+        ThrowsError<c10::Error>(testing::HasSubstr("moved or cast. Make")));
   });
 }
 

@@ -31,7 +31,8 @@ class DataParallelProgram : public memcnn_test::ProgramTest {
 };
 
 TEST_F(DataParallelProgram, HasTheSameLossesInOneProcessAndInTwo) {
-  const auto one = shell("OMP_NUM_THREADS=1 '" DATA_PARALLEL "'");
+  // With threads, as where a user starts it; torchrun starts ranks with one.
+  const auto one = shell("OMP_NUM_THREADS=2 '" DATA_PARALLEL "'");
   const auto two =
       shell(torchrun() + " --nproc-per-node 2 '" DATA_PARALLEL "'");
   EXPECT_EQ(one.exit_code, 0) << one.err;

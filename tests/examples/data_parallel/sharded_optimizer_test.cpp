@@ -327,6 +327,18 @@ TEST(ShardedOptimizer, RejectsToSaveAShare) {
           "all parameters, but got the share of rank 0.")));
 }
 
+TEST(ShardedOptimizer, RejectsToGatherOnNoRank) {
+  ShardedOptimizer<torch::optim::SGD> sharded(
+      make_parameters({{3}}), torch::optim::SGDOptions(0.1), nullptr);
+  for (const int root : {-1, 1}) {
+    EXPECT_THAT(
+        [&] { sharded.gathered(root); },
+        ThrowsError<c10::ValueError>(StartsWith(
+            "ShardedOptimizer::gathered(): expected a rank from 0 to 0 for "
+            "root, but got ")));
+  }
+}
+
 /// On as many ranks, which share a GPU.
 void expect_the_same_end_on_gpu(int ranks, parallel::Backend backend) {
   if (!memcnn_test::has_gpu()) {

@@ -491,6 +491,22 @@ TEST(SyncBatchNorm, RejectsAnInputOfOtherDimensions) {
   }
 }
 
+TEST(SyncBatchNorm, RejectsIntegers) {
+  SyncBatchNorm norm(4, nullptr);
+  EXPECT_THAT(
+      [&] {
+        norm(torch::ones({2, 4}, torch::kLong));
+      },
+      ThrowsError<c10::TypeError>(StartsWith(
+          "SyncBatchNorm::forward(): expected a floating point input, but got "
+          "long")));
+}
+
+TEST(SyncBatchNorm, MayHaveNoChannel) {
+  SyncBatchNorm norm(0, nullptr);
+  EXPECT_EQ(norm(torch::ones({2, 0, 3})).sizes(), at::IntArrayRef({2, 0, 3}));
+}
+
 TEST(SyncBatchNorm, RejectsAsOneABatchOfOneValueOnAllRanks) {
   expect_in_group(2, [](const Group& group) {
     SyncBatchNorm norm(4, group);
