@@ -63,6 +63,14 @@ struct Reducer final : c10d::Reducer {
   void keep_buckets() {
     has_rebuilt_bucket_ = true;
   }
+
+  /// Forgets the uses that a static graph had in passes that were not averaged:
+  /// c10d counts them, and would wait for as many in each later pass.
+  void forget_uses() {
+    for (auto& use : numGradHooksTriggeredMap_) {
+      use.second = 0;
+    }
+  }
 };
 
 template <class>
@@ -321,6 +329,7 @@ class DataParallel final {
         options_.find_unused_parameters() && !options_.static_graph();
     reducer_->prepare_for_backward(find ? outputs : std::vector<Tensor>{});
     if (options_.static_graph() && !*delayed_) {
+      static_cast<detail::Reducer&>(*reducer_).forget_uses();
       delay_first(outputs);
     }
   }

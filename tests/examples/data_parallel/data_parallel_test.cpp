@@ -224,6 +224,23 @@ TEST_P(DataParallelRanks, AverageSumsOfSeveralPasses) {
   });
 }
 
+TEST(DataParallel, CountsUsesOfAStaticGraphInOnePass) {
+  expect_in_ranks(2, [] {
+    const World world = join();
+    torch::nn::Linear net(1, 1);
+    DataParallel parallel(
+        *net, world, DataParallelOptions().static_graph(true));
+    for (int step = 0; step < 3; ++step) {
+      net->zero_grad();
+      for (const bool synchronize : {false, true}) {
+        const Tensor x = torch::full({1, 1}, 1.0 + world.rank);
+        parallel.forward([&] { return net(x); }, synchronize).sum().backward();
+      }
+      EXPECT_EQ(net->weight.grad().item<double>(), 3) << "in step " << step;
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Of, DataParallelRanks, testing::Values(2, 3));
 
 TEST(DataParallel, NormalisesTheRanksPartsOfABatchApart) {
