@@ -228,6 +228,12 @@ class World {
     return torch::from_blob(bytes.data(), {count}, torch::kByte);
   }
 
+  template <class T, class Options>
+  c10::intrusive_ptr<T> make_backend(const char* name, Options options) const {
+    auto keys = c10::make_intrusive<c10d::PrefixStore>(name, store);
+    return c10::make_intrusive<T>(std::move(keys), rank, size, options);
+  }
+
   void add_gloo(std::chrono::milliseconds timeout) const {
     using Gloo = c10d::ProcessGroupGloo;
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
@@ -235,11 +241,7 @@ class World {
     options->devices.push_back(
         interface ? Gloo::createDeviceForInterface(interface)
                   : Gloo::createDefaultDevice());
-    const auto gloo = c10::make_intrusive<Gloo>(
-        c10::make_intrusive<c10d::PrefixStore>("gloo", store),
-        rank,
-        size,
-        options);
+    const auto gloo = make_backend<Gloo>("gloo", options);
     constexpr auto kType = c10d::ProcessGroup::BackendType::GLOO;
     group->setBackend(c10::DeviceType::CPU, kType, gloo);
     group->setBackend(c10::DeviceType::CUDA, kType, gloo);
@@ -280,11 +282,7 @@ class World {
     detail::check_nccl_header();
     const auto options = Nccl::Options::create();
     options->timeout = timeout;
-    const auto nccl = c10::make_intrusive<Nccl>(
-        c10::make_intrusive<c10d::PrefixStore>("nccl", store),
-        rank,
-        size,
-        options);
+    const auto nccl = make_backend<Nccl>("nccl", options);
     constexpr auto kType = c10d::ProcessGroup::BackendType::NCCL;
     group->setBackend(c10::DeviceType::CUDA, kType, nccl);
     group->setDefaultBackend(kType);
