@@ -355,7 +355,10 @@ class DataParallel final {
   torch::Device device_ = torch::kCPU; // of the parameters
   DataParallelOptions options_;
   std::vector<Tensor> parameters_; // that are trained, each once
-  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_; // of them
+  // A shared_ptr to a node, or another pointer in later LibTorch.
+  using Accumulator =
+      decltype(torch::autograd::impl::grad_accumulator(Tensor()));
+  std::vector<Accumulator> accumulators_; // of parameters_
   std::vector<Tensor> buffers_;
   std::shared_ptr<c10d::Reducer> reducer_;
   std::shared_ptr<bool> delayed_ = std::make_shared<bool>(false);
