@@ -58,6 +58,24 @@ inline void agree_on_options(const Config& config, Team& team) {
   }
 }
 
+/// Of a size that is everyone's: only then all say the same of it.
+///
+/// Throws:   SharedError if the processes cannot share a batch.
+inline void check_batch_size(const Config& config, const Team& team) {
+  const int64_t ranks = team.size();
+  const int64_t rest = config.batch_size % ranks;
+  if (rest != 0) {
+    const int64_t less = config.batch_size - rest;
+    throw SharedError(fmt::format(
+        "expected --batch-size to be divisible by the {} processes, but got {}. "
+        "Give {}, or start another number of processes.",
+        ranks,
+        config.batch_size,
+        less > 0 ? fmt::format("{} or {}", less, less + ranks)
+                 : fmt::to_string(ranks)));
+  }
+}
+
 /// Throws:   SharedError if a process has read other images than the leader.
 inline void
 agree_on_images(const Config& config, uint32_t fingerprint, Team& team) {

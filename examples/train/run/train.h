@@ -219,6 +219,7 @@ inline RunState start(
 
 inline int train(const Config& config, Team& team) {
   agree_on_options(config, team);
+  check_batch_size(config, team);
   if (team.leads() && !config.save_weights.empty()) {
     check_save_weights(config);
   }

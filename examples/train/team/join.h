@@ -80,20 +80,6 @@ inline void check_alone() {
   }
 }
 
-inline void check_batch_size(const Config& config, int64_t ranks) {
-  const int64_t rest = config.batch_size % ranks;
-  if (rest != 0) {
-    const int64_t less = config.batch_size - rest;
-    throw SharedError(fmt::format(
-        "expected --batch-size to be divisible by the {} processes, but got {}. "
-        "Give {}, or start another number of processes.",
-        ranks,
-        config.batch_size,
-        less > 0 ? fmt::format("{} or {}", less, less + ranks)
-                 : fmt::to_string(ranks)));
-  }
-}
-
 } // namespace detail
 
 /// The processes that a run has, met by this one.
@@ -106,9 +92,7 @@ inline std::unique_ptr<Team> join_team(const Config& config) {
     return std::make_unique<Alone>();
   }
   detail::check_restarts(config);
-  auto team = detail::join_world(config);
-  detail::check_batch_size(config, team->size());
-  return team;
+  return detail::join_world(config);
 }
 
 } // namespace training

@@ -17,11 +17,19 @@ namespace training {
 
 namespace detail {
 
+/// Whether another process says what all of them meet. Before they know of each
+/// other, one of each machine does: that one alone may have another command.
+inline bool is_said_elsewhere(const Team* team) {
+  return team != nullptr ? !team->leads()
+                         : launcher_number("LOCAL_RANK", 0) > 0;
+}
+
 /// What an error says on the terminal of a process: nothing where that of
 /// another says it.
 inline std::string
 last_words(const Team* team, int64_t rank, const std::exception& error) {
-  if (rank > 0 && dynamic_cast<const SharedError*>(&error) != nullptr) {
+  if (is_said_elsewhere(team) &&
+      dynamic_cast<const SharedError*>(&error) != nullptr) {
     return "";
   }
   const std::string message = support::message_of(error);

@@ -10,6 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -314,6 +315,17 @@ TEST_F(DistributedRun, RejectsWhatItsProcessesCannotShare) {
       ProgramRanks(3, directory_, command(shared(steps, "13"))).wait(),
       "memcnn_train: expected --batch-size to be divisible by the 3 processes, "
       "but got 13. Give 12 or 15, or start another number of processes.\n");
+  const auto other_batch = [](int rank, std::vector<std::string>& argv) {
+    if (rank == 1) {
+      std::replace(
+          argv.begin(), argv.end(), std::string("12"), std::string("13"));
+    }
+  };
+  expect_error_of_all(
+      ProgramRanks(2, directory_, command(shared(steps)), other_batch).wait(),
+      "memcnn_train: expected the same options for all processes, but rank 0 "
+      "has --batch-size 12 and rank 1 has --batch-size 13. Start them with one "
+      "command.\n");
   const auto other_rate = [](int rank, std::vector<std::string>& argv) {
     argv.push_back(rank == 1 ? "--learning-rate=0.2" : "--learning-rate=0.1");
   };

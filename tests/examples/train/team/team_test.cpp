@@ -272,7 +272,6 @@ TEST(Leave, SaysOnceWhatAllMeet) {
       training::detail::last_words(&first, 0, shared),
       "memcnn_train: of all\n");
   EXPECT_EQ(training::detail::last_words(&second, 1, shared), "");
-  EXPECT_EQ(training::detail::last_words(nullptr, 1, shared), "");
   EXPECT_EQ(
       training::detail::last_words(nullptr, 0, own), "memcnn_train: of one\n");
   EXPECT_EQ(
@@ -284,6 +283,17 @@ TEST(Leave, SaysOnceWhatAllMeet) {
       "memcnn_train: expected the other processes to go on, but one of them has "
       "ended or does not answer (lost). See what it or torchrun has printed. "
       "The same command goes on from the last checkpoint.\n");
+}
+
+TEST(Leave, SaysOnEachMachineWhatAllMeetBeforeTheyKnowOfEachOther) {
+  const SharedError shared("of all");
+  ::setenv("LOCAL_RANK", "0", /*overwrite=*/1);
+  EXPECT_EQ(
+      training::detail::last_words(nullptr, 4, shared),
+      "memcnn_train: rank 4: of all\n");
+  ::setenv("LOCAL_RANK", "1", /*overwrite=*/1);
+  EXPECT_EQ(training::detail::last_words(nullptr, 5, shared), "");
+  ::unsetenv("LOCAL_RANK");
 }
 
 } // namespace
