@@ -85,7 +85,9 @@ def engine(config):
 def device(info):
     name = info["device"]
     threads = counted(info["threads"], "thread")
-    return f"{name}, {threads}" if name.startswith("cpu") else name
+    text = f"{name}, {threads}" if name.startswith("cpu") else name
+    processes = info["processes"]
+    return text if processes == 1 else f"{processes:,} processes on {text}"
 
 
 def lede(runs):
@@ -142,7 +144,7 @@ def of(runs, model, data_set):
 def circumstances(run):
     """What has to be the same for times and memory to be comparable."""
     config = [run.config.get(name) for name in ("batch_size", "amp", "memory_format")]
-    return [run.info["device"], *config]
+    return [run.info["device"], run.info["processes"], *config]
 
 
 def comparable(runs, others):

@@ -19,7 +19,7 @@ CONFIG_FIELDS = {
 }
 RUN_FIELDS = {
     str: ("device", "memcnn", "libtorch"),
-    int: ("threads", "parameters", "parameter_bytes"),
+    int: ("threads", "processes", "parameters", "parameter_bytes"),
 }
 ROW_FIELDS = ("loss", "accuracy", "lr", "ms_per_step", "held_bytes", "peak_bytes")
 TEST_FIELDS = ("test_accuracy", "test_loss", "test_top5")
@@ -267,6 +267,7 @@ def read_run(directory, name, number):
     path = directory / "run.json"
     info = parse(read_bytes(path), path)
     run = Run(name, number, read_config(info, path), info)
+    info.setdefault("processes", 1)  # of versions that knew of no others
     check_fields(info, RUN_FIELDS, path)
 
     path = directory / "log.jsonl"

@@ -265,6 +265,19 @@ class Report(unittest.TestCase):
         self.assertIn("B RevNet-38 plain 7 800.2 95.0 114.4", page.text)
         self.assertIn("B to A 1.00 1.00 0.00", page.text)
 
+    def test_runs_of_several_processes_say_so_and_are_compared_with_such(self):
+        one = self.make("one", config("resnet32", engine="plain"), [row(200)])
+        two = self.make("two", config("revnet38"), [row(200)])
+        path = two / "run.json"
+        info = json.loads(path.read_text()) | {"processes": 2}
+        path.write_text(json.dumps(info))
+        page = Page(self.page_of(one, two))
+        self.assertIn("2 processes on cpu, 2 threads", page.text)
+        self.assertNotIn("B to A", page.text)
+        path.write_text(json.dumps(info | {"processes": "2"}))
+        done = self.run_report(two)
+        self.assertIn('expected "processes" to be a whole number', done.stderr)
+
     def test_runs_of_one_network_are_told_apart(self):
         def page_of(*settings):
             runs = [
