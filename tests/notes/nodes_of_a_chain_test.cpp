@@ -382,53 +382,39 @@ TEST(NodesOfAChain, Rule2GradientsThatAreAddedToOthersNeverExistTogether) {
   EXPECT_EQ(peak_beyond_held(8), peak_beyond_held(64));
 }
 
-struct TanhConvImpl final : torch::nn::Cloneable<TanhConvImpl> {
-  explicit TanhConvImpl(int64_t channels_) : channels(channels_) {
-    reset();
-  }
-  void reset() override {
-    conv = register_module(
-        "conv",
-        torch::nn::Conv2d(
-            torch::nn::Conv2dOptions(channels, channels, 3).padding(1)));
-  }
-  torch::Tensor forward(torch::Tensor x) {
-    return torch::tanh(conv(x));
-  }
+/// A coupling of (N, 4, 4, 4) images, smooth.
+Coupling smooth_coupling(int64_t split_dim) {
+  const int64_t channels = split_dim == 1 ? 2 : 4;
+  AnyModule f(SmoothBranch{channels});
+  AnyModule g(SmoothBranch{channels});
+  Coupling coupling(f, g, memcnn::CouplingOptions().split_dim(split_dim));
+  coupling->to(torch::kDouble);
+  return coupling;
+}
 
-  int64_t channels;
-  torch::nn::Conv2d conv{nullptr};
-};
-TORCH_MODULE(TanhConv);
+torch::Tensor run_plainly(std::vector<Coupling> blocks, torch::Tensor x) {
+  for (Coupling& block : blocks) {
+    x = block(x);
+  }
+  return x;
+}
 
 TEST(NodesOfAChain, Rule4SecondDerivativesOfEveryForm) {
   // Halves of two dimensions, and blocks that take one whole tensor.
   torch::manual_seed(6);
-  const auto make = [](int64_t split_dim) {
-    const auto branch = [&] {
-      AnyModule tanh(TanhConv(split_dim == 1 ? 2 : 4));
-      tanh.ptr()->to(torch::kDouble);
-      return tanh;
-    };
-    AnyModule f = branch();
-    AnyModule g = branch();
-    return Coupling(f, g, memcnn::CouplingOptions().split_dim(split_dim));
-  };
-  std::vector<Coupling> blocks = {make(1), make(1), make(2), make(-1), make(1)};
+  const std::vector<Coupling> blocks = {
+      smooth_coupling(1),
+      smooth_coupling(1),
+      smooth_coupling(2),
+      smooth_coupling(-1),
+      smooth_coupling(1)};
   memcnn::ReversibleSequence sequence{memcnn::ReversibleSequenceOptions()};
   for (const Coupling& block : blocks) {
     sequence->push_back(block);
   }
-  const auto plain = [&](torch::Tensor x) {
-    for (Coupling& block : blocks) {
-      x = block(x);
-    }
-    return x;
-  };
   const torch::Tensor x = leaf({2, 4, 4, 4});
   const auto parameters = sequence->parameters();
   const auto second = [&](const torch::Tensor& y) {
-    // Of one half alone: the other one's gradient is missing.
     const auto first = torch::autograd::grad(
         {y.square().sum()}, parameters, {}, std::nullopt, true);
     torch::Tensor sum = torch::zeros({}, torch::kDouble);
@@ -439,7 +425,7 @@ TEST(NodesOfAChain, Rule4SecondDerivativesOfEveryForm) {
     all.push_back(x);
     return torch::autograd::grad({sum}, all, {}, std::nullopt, false, true);
   };
-  const auto expected = second(plain(x));
+  const auto expected = second(run_plainly(blocks, x));
   const auto found = second(sequence->forward(x));
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_LT(relative_error(found[i], expected[i]), 1e-9) << i;
@@ -475,6 +461,31 @@ TEST(NodesOfAChain, Rule4PassesMayEnterInFrontOfAllThatTheFirstRan) {
     const auto expected = second(chain.plain(x), parameter);
     const auto found = second(chain.run(Engine::kSequence, x), parameter);
     EXPECT_LT(relative_error(found, expected), 1e-9);
+  }
+}
+
+TEST(NodesOfAChain, Rule4TheGradientOfOneHalfMayComeAlone) {
+  // Gradients of F's weights depend on the half that F reads, and as G is linear
+  // on no other. In front of it the halves are others, or one whole.
+  for (const int64_t split_dim : {1, 2}) {
+    torch::manual_seed(9);
+    Coupling front = smooth_coupling(split_dim);
+    AnyModule f(SmoothBranch{4});
+    AnyModule g(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 4, 1)));
+    Coupling last(f, g, memcnn::CouplingOptions().split_dim(2));
+    last->to(torch::kDouble);
+    memcnn::ReversibleSequence sequence(front, last);
+    const torch::Tensor x = leaf({2, 4, 4, 4});
+    const auto second = [&](const torch::Tensor& y) {
+      const torch::Tensor first = torch::autograd::grad(
+          {y.sum()}, {f.ptr()->parameters()[0]}, {}, std::nullopt, true)[0];
+      return torch::autograd::grad({first.square().sum()}, front->parameters());
+    };
+    const auto expected = second(run_plainly({front, last}, x));
+    const auto found = second(sequence->forward(x));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_LT(relative_error(found[i], expected[i]), 1e-9) << i;
+    }
   }
 }
 
