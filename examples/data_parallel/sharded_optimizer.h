@@ -66,7 +66,7 @@ inline void send(const std::string& bytes, c10d::ProcessGroup& group, int to) {
 inline std::string receive(c10d::ProcessGroup& group, int from) {
   std::vector<at::Tensor> length = {at::empty({1}, at::kLong)};
   group.recv(length, from, /*tag=*/0)->wait();
-  std::string bytes(length[0].item<int64_t>(), '\0');
+  std::string bytes(static_cast<size_t>(length[0].item<int64_t>()), '\0');
   std::vector<at::Tensor> content = {at::from_blob(
       bytes.data(), {static_cast<int64_t>(bytes.size())}, at::kByte)};
   group.recv(content, from, /*tag=*/1)->wait();
@@ -241,11 +241,11 @@ class ShardedOptimizer final : public torch::optim::Optimizer {
         all.begin(), all.end(), [](const at::Tensor& a, const at::Tensor& b) {
           return a.nbytes() > b.nbytes();
         });
-    shares_.resize(size());
+    shares_.resize(static_cast<size_t>(size()));
     std::vector<size_t> bytes(shares_.size(), 0);
     for (const at::Tensor& parameter : all) {
-      const auto owner =
-          std::min_element(bytes.begin(), bytes.end()) - bytes.begin();
+      const auto owner = static_cast<size_t>(
+          std::min_element(bytes.begin(), bytes.end()) - bytes.begin());
       bytes[owner] += parameter.nbytes();
       shares_[owner].push_back(parameter);
       owners_[parameter.unsafeGetTensorImpl()] = static_cast<int>(owner);

@@ -94,7 +94,7 @@ inline at::Tensor widened(const at::Tensor& x) {
 inline at::Tensor along_channels(
     const at::Tensor& values,
     const at::Tensor& x) {
-  std::vector<int64_t> sizes(x.dim(), 1);
+  std::vector<int64_t> sizes(static_cast<size_t>(x.dim()), 1);
   sizes[1] = -1;
   return values.view(sizes);
 }

@@ -167,7 +167,7 @@ class World {
   std::string broadcast_bytes(std::string bytes) const {
     const Tensor count = torch::tensor(static_cast<int64_t>(bytes.size()));
     broadcast({count});
-    bytes.resize(count.item<int64_t>());
+    bytes.resize(static_cast<size_t>(count.item<int64_t>()));
     if (group && !bytes.empty()) {
       std::vector<Tensor> one{bytes_of(bytes)};
       group->broadcast(one)->wait();
@@ -183,16 +183,19 @@ class World {
     Tensor counts = torch::zeros({size}, torch::kLong);
     counts[rank] = static_cast<int64_t>(bytes.size());
     counts = sum(counts);
-    const auto longest = std::max<int64_t>(counts.max().item<int64_t>(), 1);
+    const auto longest =
+        static_cast<size_t>(std::max<int64_t>(counts.max().item<int64_t>(), 1));
     bytes.resize(longest);
-    std::vector<std::string> all(size, std::string(longest, '\0'));
+    std::vector<std::string> all(
+        static_cast<size_t>(size), std::string(longest, '\0'));
     std::vector<Tensor> mine{bytes_of(bytes)};
     std::vector<std::vector<Tensor>> parts(1);
     std::transform(
         all.begin(), all.end(), std::back_inserter(parts[0]), bytes_of);
     group->allgather(parts, mine)->wait();
-    for (int other = 0; other < size; ++other) {
-      all[other].resize(counts[other].item<int64_t>());
+    for (size_t other = 0; other < all.size(); ++other) {
+      const Tensor count = counts[static_cast<int64_t>(other)];
+      all[other].resize(static_cast<size_t>(count.item<int64_t>()));
     }
     return all;
   }
@@ -201,7 +204,7 @@ class World {
   /// a text with several lines the error shows the first that differs.
   void require_same(const std::string& what, const std::string& text) const {
     const std::vector<std::string> all = gather_bytes(text);
-    for (int other = 1; other < size; ++other) {
+    for (size_t other = 1; other < all.size(); ++other) {
       if (all[other] == all[0]) {
         continue;
       }
