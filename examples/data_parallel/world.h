@@ -37,7 +37,8 @@ using torch::Tensor;
 
 /// What carries CUDA tensors; gloo carries those on the CPU in any case.
 enum class Backend {
-  kAutomatic, ///< NCCL where it is compiled in and there is a GPU, else gloo
+  kAutomatic, ///< NCCL where it is compiled in and each process has a GPU of its
+  ///< own, else gloo, by which processes share GPUs
   kGloo, ///< through the host's memory; processes may share a GPU
   kNccl,
 };
@@ -154,6 +155,13 @@ class World {
     sum(torch::zeros({1}));
   }
 
+  /// Whether each process has a GPU of its own, cuda:local_rank, where this
+  /// machine has `gpus`.
+  bool each_has_gpu(int gpus) const {
+    const int64_t mine = local_rank < gpus;
+    return sum(torch::tensor(mine)).item<int64_t>() == size;
+  }
+
   /// Gives tensors the values that they have on rank 0, in place.
   void broadcast(const std::vector<Tensor>& tensors) const {
     constexpr size_t kBytesAtOnce = 250 << 20;
@@ -256,9 +264,10 @@ class World {
     const int gpus = static_cast<int>(torch::cuda::device_count());
     bool nccl = backend == Backend::kNccl;
 #if defined(PARALLEL_NCCL)
-    nccl = nccl || (backend == Backend::kAutomatic && gpus > 0);
+    nccl = nccl || (backend == Backend::kAutomatic && own);
 #else
     TORCH_CHECK_VALUE(
+    [[maybe_unused]] const bool own = each_has_gpu(gpus); // all must ask
         !nccl,
         "World::join(): expected a program with NCCL compiled in for "
         "Backend::kNccl, but it has gloo alone. Define PARALLEL_NCCL.");

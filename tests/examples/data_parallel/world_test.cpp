@@ -346,3 +346,15 @@ int main(int argc, char** argv) {
   testing::InitGoogleMock(&argc, argv);
   return RUN_ALL_TESTS();
 }
+TEST(World, KnowsWhetherEachProcessHasAGpu) {
+  expect_in_ranks(3, [] {
+    World world = join();
+    EXPECT_FALSE(world.each_has_gpu(0));
+    EXPECT_FALSE(world.each_has_gpu(2)); // says rank 0, too
+    EXPECT_TRUE(world.each_has_gpu(3));
+    world.local_rank = world.rank % 2; // on two machines
+    EXPECT_TRUE(world.each_has_gpu(2));
+    EXPECT_FALSE(world.each_has_gpu(world.rank == 2 ? 0 : 2));
+  });
+}
+
