@@ -58,11 +58,16 @@ inline std::pair<std::string, std::string> first_difference(
   std::istringstream lines_of_a(a);
   std::istringstream lines_of_b(b);
   std::pair<std::string, std::string> lines;
+  std::string line_before;
   do {
-    lines = {};
+    line_before = std::exchange(lines, {}).first;
     std::getline(lines_of_a, lines.first);
     std::getline(lines_of_b, lines.second);
   } while (lines.first == lines.second && (lines_of_a || lines_of_b));
+  if (lines.first == lines.second) { // all but the newline at the end
+    lines = {line_before, line_before};
+    (a.size() > b.size() ? lines.first : lines.second) += "\\n";
+  }
   return lines;
 }
 
@@ -150,16 +155,16 @@ class World {
     return one[0];
   }
 
-  /// Returns when all ranks have come here.
-  void barrier() const {
-    sum(torch::zeros({1}));
-  }
-
   /// Whether each process has a GPU of its own, cuda:local_rank, where this
   /// machine has `gpus`.
   bool each_has_gpu(int gpus) const {
     const int64_t mine = local_rank < gpus;
     return sum(torch::tensor(mine)).item<int64_t>() == size;
+  }
+
+  /// Returns when all ranks have come here.
+  void barrier() const {
+    sum(torch::zeros({1}));
   }
 
   /// Gives tensors the values that they have on rank 0, in place.
@@ -262,12 +267,12 @@ class World {
   /// Sets device(); whether its tensors travel by NCCL.
   bool choose_device(Backend backend) {
     const int gpus = static_cast<int>(torch::cuda::device_count());
+    [[maybe_unused]] const bool own = each_has_gpu(gpus); // all must ask
     bool nccl = backend == Backend::kNccl;
 #if defined(PARALLEL_NCCL)
     nccl = nccl || (backend == Backend::kAutomatic && own);
 #else
     TORCH_CHECK_VALUE(
-    [[maybe_unused]] const bool own = each_has_gpu(gpus); // all must ask
         !nccl,
         "World::join(): expected a program with NCCL compiled in for "
         "Backend::kNccl, but it has gloo alone. Define PARALLEL_NCCL.");

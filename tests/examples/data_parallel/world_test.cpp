@@ -311,6 +311,12 @@ TEST(World, FailsWhereARankDies) {
     world.barrier();
     if (world.rank == 1) {
       std::raise(SIGKILL);
+    EXPECT_THAT(
+        [&] {
+          world.require_same("data", world.rank == 1 ? "b\na\n" : "b\na");
+        },
+        ThrowsError<c10::ValueError>(
+            HasSubstr("rank 0 has \"a\" and rank 1 has \"a\\n\".")));
     }
     world.barrier();
   });
