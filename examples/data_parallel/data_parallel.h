@@ -7,10 +7,12 @@
 
 #include "world.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/nn/module.h>
+#include <torch/nn/modules/embedding.h>
 #include <torch/types.h>
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
@@ -133,6 +135,14 @@ struct State {
         !seen_.insert(tensor.unsafeGetTensorImpl()).second) {
       return false;
     }
+    TORCH_CHECK_VALUE(
+        at::has_internal_overlap(tensor) != at::MemOverlap::Yes,
+        "DataParallel::DataParallel(): expected memory of its own for each element "
+        "of ",
+        item.key(),
+        ", but got strides ",
+        tensor.strides(),
+        ", as expand() makes them. Clone it.");
     all.push_back(tensor);
     description << item.key() << " " << tensor.sizes() << ", strides "
                 << tensor.strides() << ", " << tensor.dtype() << ", "
@@ -143,6 +153,26 @@ struct State {
 
   std::unordered_set<const at::TensorImpl*> seen_;
 };
+
+template <class Embedding>
+bool is_sparse(const torch::nn::Module& module) {
+  const auto* embedding = dynamic_cast<const Embedding*>(&module);
+  return embedding && embedding->options.sparse() &&
+      embedding->weight.requires_grad();
+}
+
+/// A bucket has dense gradients alone, and c10d names no parameter.
+inline void check_dense(
+    const std::string& name,
+    const torch::nn::Module& module) {
+  TORCH_CHECK_VALUE(
+      !is_sparse<torch::nn::EmbeddingImpl>(module) &&
+          !is_sparse<torch::nn::EmbeddingBagImpl>(module),
+      "DataParallel::DataParallel(): expected dense gradients, but got sparse ones "
+      "of the embedding \"",
+      name,
+      "\". Make it with sparse(false).");
+}
 
 /// What of the options ranks must have in common.
 inline void describe(const DataParallelOptions& options, std::ostream& stream) {
@@ -167,6 +197,10 @@ class DataParallel final {
       World world,
       const DataParallelOptions& options = {})
       : world_(std::move(world)), options_(options) {
+    detail::check_dense("", module);
+    for (const auto& item : module.named_modules("", /*include_self=*/false)) {
+      detail::check_dense(item.key(), *item.value());
+    }
     detail::State state(module);
     parameters_ = state.trained;
     buffers_ = state.buffers;

@@ -532,6 +532,42 @@ TEST(DataParallel, RejectsSeveralDevices) {
   });
 }
 
+TEST(DataParallel, RejectsEmbeddingsWithSparseGradients) {
+  expect_in_ranks(1, [] {
+    const auto options = torch::nn::EmbeddingOptions(3, 2).sparse(true);
+    torch::nn::Sequential net{torch::nn::Linear(2, 2)};
+    net->push_back("words", torch::nn::Embedding(options));
+    EXPECT_THAT(
+        [&] { DataParallel(*net, World::alone()); },
+        ThrowsError<c10::ValueError>(testing::StrEq(
+            "DataParallel::DataParallel(): expected dense gradients, but got "
+            "sparse ones of the embedding \"words\". Make it with "
+            "sparse(false).")));
+    torch::nn::EmbeddingBagImpl alone(
+        torch::nn::EmbeddingBagOptions(3, 2).sparse(true));
+    EXPECT_THAT(
+        [&] { DataParallel(alone, World::alone()); },
+        ThrowsError<c10::ValueError>(HasSubstr("of the embedding \"\".")));
+    for (Tensor& parameter : net[1]->parameters()) {
+      parameter.requires_grad_(false);
+    }
+    EXPECT_NO_THROW(DataParallel(*net, World::alone()));
+  });
+}
+
+TEST(DataParallel, RejectsExpandedTensors) {
+  expect_in_ranks(1, [] {
+    torch::nn::Linear net(2, 2);
+    net->register_buffer("scale", torch::ones({1, 3}).expand({2, 3}));
+    EXPECT_THAT(
+        [&] { DataParallel(*net, World::alone()); },
+        ThrowsError<c10::ValueError>(testing::StrEq(
+            "DataParallel::DataParallel(): expected memory of its own for each "
+            "element of scale, but got strides [0, 1], as expand() makes them. "
+            "Clone it.")));
+  });
+}
+
 TEST(DataParallel, RejectsParametersThatHaveChanged) {
   expect_in_ranks(2, [] {
     const World world = join();
@@ -594,11 +630,15 @@ TEST(DataParallel, DoesNotSupportWhatTheEngineDoesNot) {
     net->zero_grad(/*set_to_none=*/false);
     net->zero_grad();
 
-    torch::nn::Embedding embedding(
-        torch::nn::EmbeddingOptions(3, 2).sparse(true));
-    DataParallel sparse(*embedding, world);
-    const auto y = sparse.forward(
-        [&] { return embedding(torch::zeros({1}, torch::kLong)); });
+    const Tensor table = torch::ones({3, 2}).requires_grad_();
+    torch::nn::ParameterDict holder;
+    holder->insert("table", table);
+    DataParallel sparse(*holder, world);
+    const auto y = sparse.forward([&] {
+      const Tensor index = torch::zeros({1}, torch::kLong);
+      return torch::embedding(
+          table, index, -1, /*scale_grad_by_freq=*/false, /*sparse=*/true);
+    });
     EXPECT_THAT(
         [&] { y.sum().backward(); },
         ThrowsError<c10::Error>(
