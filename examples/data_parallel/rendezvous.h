@@ -75,14 +75,24 @@ class Handshake {
  private:
   std::string greet() {
     store_.set(hello(rank_), word_);
-    const std::string name = wait_for("welcome/" + word_);
-    store_.set(here(name, rank_), "");
-    check_missing(wait_for("missing/" + name));
+    if (!comes("welcome/" + word_, timeout_)) {
+      check_only(store_.get_to_str(hello(rank_)) == word_);
+      check_missing("0");
+    }
+    const std::string name = store_.get_to_str("welcome/" + word_);
+    check_only(store_.add(here(name, rank_), 1) == 1);
+    const std::string missing = "missing/" + name;
+    if (!comes(missing, timeout_ + kGrace)) { // rank 0 is the first to give up
+      check_missing("0");
+    }
+    const std::string ranks = store_.get_to_str(missing);
+    store_.set(heard(name, rank_), "");
+    check_missing(ranks);
     return name;
   }
 
   std::string receive() {
-    std::vector<int> missing(size_ - 1);
+    std::vector<int> missing(static_cast<size_t>(size_ - 1));
     std::iota(missing.begin(), missing.end(), 1);
     const auto end = std::chrono::steady_clock::now() + timeout_;
     while (true) {
@@ -99,6 +109,11 @@ class Handshake {
     }
     const std::string ranks = c10::Join(", ", missing);
     store_.set("missing/" + word_, ranks); // that all may say so
+    for (int rank = 1; rank < size_ && !missing.empty(); ++rank) {
+      if (store_.check({here(word_, rank)})) { // it hears that from our store
+        comes(heard(word_, rank), kGrace);
+      }
+    }
     check_missing(ranks);
     return word_;
   }
@@ -111,13 +126,23 @@ class Handshake {
     return store_.check({here(word_, rank)});
   }
 
-  std::string wait_for(const std::string& key) {
+  bool comes(const std::string& key, std::chrono::milliseconds limit) {
     try {
-      return store_.get_to_str(key);
+      store_.wait({key}, limit);
+      return true;
     } catch (const c10::DistStoreError&) {
-      check_missing("0");
-      throw;
+      return false;
     }
+  }
+
+  void check_only(bool only) const {
+    TORCH_CHECK_VALUE(
+        only,
+        "World::join(): expected each rank once, but got two processes of RANK ",
+        rank_,
+        ". Give each its own, from 0 to ",
+        size_ - 1,
+        ", as torchrun does.");
   }
 
   void check_missing(const std::string& ranks) const {
@@ -138,6 +163,12 @@ class Handshake {
   static std::string here(const std::string& name, int rank) {
     return c10::str("here/", name, "/", rank);
   }
+  static std::string heard(const std::string& name, int rank) {
+    return c10::str("heard/", name, "/", rank);
+  }
+
+  /// How long others may need for what takes no time.
+  static constexpr std::chrono::milliseconds kGrace = std::chrono::seconds(10);
 
   c10d::Store& store_;
   int rank_;
@@ -146,22 +177,42 @@ class Handshake {
   std::string word_;
 };
 
-/// A store that has the keys of this attempt alone.
-inline c10::intrusive_ptr<c10d::Store>
-meet(int rank, int size, std::chrono::milliseconds timeout) {
+inline c10d::TCPStoreOptions
+store_options(int rank, int size, std::chrono::milliseconds timeout) {
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
   const bool agent_serves = agent && std::string_view(agent) == "True";
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(integer_of("MASTER_PORT", 1, 65535));
   options.timeout = timeout;
   options.waitWorkers = false;
-  options.numWorkers = size;
+  options.numWorkers = static_cast<size_t>(size);
   options.isServer = rank == 0 && !agent_serves;
-  const auto tcp =
-      c10::make_intrusive<c10d::TCPStore>(text_of("MASTER_ADDR"), options);
-  const auto hall = c10::make_intrusive<c10d::PrefixStore>("parallel", tcp);
-  const auto name = Handshake(*hall, rank, size, timeout).name();
-  return c10::make_intrusive<c10d::PrefixStore>("parallel/" + name, tcp);
+  return options;
+}
+
+/// A store that has the keys of this attempt alone.
+inline c10::intrusive_ptr<c10d::Store>
+meet(int rank, int size, std::chrono::milliseconds timeout) {
+  const std::string host = text_of("MASTER_ADDR");
+  const c10d::TCPStoreOptions options = store_options(rank, size, timeout);
+  try {
+    const auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    const auto hall = c10::make_intrusive<c10d::PrefixStore>("parallel", tcp);
+    const auto name = Handshake(*hall, rank, size, timeout).name();
+    return c10::make_intrusive<c10d::PrefixStore>("parallel/" + name, tcp);
+  } catch (const c10::DistError& error) {
+    const std::string text = error.what_without_backtrace();
+    TORCH_CHECK(
+        false,
+        "World::join(): expected a store at MASTER_ADDR \"",
+        host,
+        "\" and MASTER_PORT ",
+        options.port,
+        ", but got (",
+        text.substr(0, text.find('\n')),
+        "). Rank 0 or torchrun's agent opens it: see that it runs, that the "
+        "name leads to its machine, and that no other has the port.");
+  }
 }
 
 } // namespace detail

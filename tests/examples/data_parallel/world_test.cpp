@@ -18,6 +18,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -135,6 +136,71 @@ TEST(Rendezvous, SaysOnEveryRankWhichOneIsMissing) {
   }
 }
 
+TEST(Rendezvous, SaysSoOnEveryRankWhereRankZeroHasTheStore) {
+  const auto ranks = run_ranks(0, 3, 4, [] { join(2s); });
+  for (const Child& rank : ranks) {
+    EXPECT_THAT(rank.output(), HasSubstr("but rank 3 did not. See why"));
+  }
+}
+
+TEST(Rendezvous, RejectsASecondProcessOfARank) {
+  const Agent agent;
+  const auto wait = [] {
+    join(4s);
+  };
+  const auto start = [&](int rank) {
+    auto started =
+        memcnn_test::start_ranks(rank, rank + 1, 3, wait, agent.environment());
+    return std::move(started[0]);
+  };
+  std::vector<Child> twins; // which come before rank 0 as well as after it
+  twins.push_back(start(1));
+  twins.push_back(start(1));
+  Child first = start(0);
+  first.end(60s);
+  std::string outputs;
+  for (Child& twin : twins) {
+    twin.end(60s);
+    outputs += twin.output();
+  }
+  EXPECT_THAT(
+      outputs,
+      HasSubstr(
+          "World::join(): expected each rank once, but got two processes "
+          "of RANK 1. Give each its own, from 0 to 2, as torchrun does."));
+  EXPECT_THAT(first.output(), HasSubstr("but rank 2 did not."));
+}
+
+/// The error of a store that is not there, which has one line.
+auto says_no_store(const std::string& host, const std::string& reason) {
+  return testing::AllOf(
+      HasSubstr(
+          "World::join(): expected a store at MASTER_ADDR \"" + host +
+          "\" and MASTER_PORT "),
+      HasSubstr(reason),
+      HasSubstr(
+          "). Rank 0 or torchrun's agent opens it: see that it runs, that "
+          "the name leads to its machine, and that no other has the port."));
+}
+
+TEST(Rendezvous, SaysThatAPortIsTaken) {
+  const Agent agent;
+  const std::map<std::string, std::string> environment{
+      {"MASTER_PORT", agent.environment().at("MASTER_PORT")}};
+  std::this_thread::sleep_for(1s); // till the agent listens
+  const auto ranks = run_ranks(
+      0, 1, 1, [] { join(2s); }, environment);
+  EXPECT_THAT(ranks[0].output(), says_no_store("127.0.0.1", "EADDRINUSE"));
+}
+
+TEST(Rendezvous, SaysThatAHostIsUnknown) {
+  for (const std::string host : {"", "no-such-host.invalid"}) {
+    const auto ranks =
+        run_ranks(0, 1, 1, [] { join(1s); }, {{"MASTER_ADDR", host}});
+    EXPECT_THAT(ranks[0].output(), says_no_store(host, "but got ("));
+  }
+}
+
 TEST(Rendezvous, SaysThatRankZeroIsMissing) {
   const Agent agent;
   const auto ranks = run_ranks(
@@ -146,7 +212,7 @@ TEST(Rendezvous, SaysThatRankZeroIsMissing) {
 TEST(Rendezvous, DoesNotWaitForeverForAStore) {
   const auto ranks = run_ranks(1, 2, 2, [] { join(1s); });
   EXPECT_FALSE(ranks[0].was_killed());
-  EXPECT_THAT(ranks[0].output(), HasSubstr("timed out"));
+  EXPECT_THAT(ranks[0].output(), says_no_store("127.0.0.1", "timed out"));
 }
 
 TEST(Rendezvous, ReadsNothingThatADeadAttemptWrote) {
@@ -245,6 +311,12 @@ TEST(World, NamesTheFirstRankThatDiffers) {
         [&] { world.require_same("data", world.rank == 1 ? "a\nb" : "a"); },
         ThrowsError<c10::ValueError>(
             HasSubstr("rank 0 has \"\" and rank 1 has \"b\"")));
+    EXPECT_THAT(
+        [&] {
+          world.require_same("data", world.rank == 1 ? "b\na\n" : "b\na");
+        },
+        ThrowsError<c10::ValueError>(
+            HasSubstr("rank 0 has \"a\" and rank 1 has \"a\\n\".")));
     world.require_same("options", ""); // all are still together
   });
 }
@@ -274,6 +346,18 @@ TEST(World, JoinsWhereAVariableIsSet) {
   });
   EXPECT_THAT(ranks[0].output(), HasSubstr("RANK, but it is not set."));
   expect_in_ranks(2, [] { EXPECT_EQ(World::join_or_alone().size, 2); });
+}
+
+TEST(World, KnowsWhetherEachProcessHasAGpu) {
+  expect_in_ranks(3, [] {
+    World world = join();
+    EXPECT_FALSE(world.each_has_gpu(0));
+    EXPECT_FALSE(world.each_has_gpu(2)); // says rank 0, too
+    EXPECT_TRUE(world.each_has_gpu(3));
+    world.local_rank = world.rank % 2; // on two machines
+    EXPECT_TRUE(world.each_has_gpu(2));
+    EXPECT_FALSE(world.each_has_gpu(world.rank == 2 ? 0 : 2));
+  });
 }
 
 TEST(World, TakesNoNcclForGranted) {
@@ -311,12 +395,6 @@ TEST(World, FailsWhereARankDies) {
     world.barrier();
     if (world.rank == 1) {
       std::raise(SIGKILL);
-    EXPECT_THAT(
-        [&] {
-          world.require_same("data", world.rank == 1 ? "b\na\n" : "b\na");
-        },
-        ThrowsError<c10::ValueError>(
-            HasSubstr("rank 0 has \"a\" and rank 1 has \"a\\n\".")));
     }
     world.barrier();
   });
@@ -352,15 +430,3 @@ int main(int argc, char** argv) {
   testing::InitGoogleMock(&argc, argv);
   return RUN_ALL_TESTS();
 }
-TEST(World, KnowsWhetherEachProcessHasAGpu) {
-  expect_in_ranks(3, [] {
-    World world = join();
-    EXPECT_FALSE(world.each_has_gpu(0));
-    EXPECT_FALSE(world.each_has_gpu(2)); // says rank 0, too
-    EXPECT_TRUE(world.each_has_gpu(3));
-    world.local_rank = world.rank % 2; // on two machines
-    EXPECT_TRUE(world.each_has_gpu(2));
-    EXPECT_FALSE(world.each_has_gpu(world.rank == 2 ? 0 : 2));
-  });
-}
-
