@@ -734,7 +734,10 @@ TEST(DataParallelCuda, TwoRanksShareAGpuThroughGloo) {
   if (!has_gpu()) {
     GTEST_SKIP() << "there is no GPU";
   }
-  expect_in_ranks(2, [] { expect_average_on_gpu(parallel::Backend::kGloo); });
+  using parallel::Backend;
+  for (const auto backend : {Backend::kGloo, Backend::kAutomatic}) {
+    expect_in_ranks(2, [backend] { expect_average_on_gpu(backend); });
+  }
 }
 
 TEST(DataParallelCuda, OneRankAveragesThroughNccl) {
