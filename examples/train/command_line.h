@@ -186,7 +186,7 @@ inline void add_processes(CLI::App& app, Config& config) {
          "--backend",
          config.backend,
          "What carries gradients: nccl wants a GPU for each process; automatic "
-         "takes it where there are GPUs, and gloo on CPUs")
+         "takes it where each has one, else gloo, which shares GPUs")
       ->check(support::one_of({"automatic", "gloo", "nccl"}))
       ->needs(distributed);
   app.add_option(

@@ -38,7 +38,7 @@ struct Config {
 
   // Several processes.
   bool distributed = false; // each computes a slice of every batch
-  std::string backend = "automatic"; // NCCL for GPUs, where it is built in
+  std::string backend = "automatic"; // NCCL if each process has a GPU
   int64_t peer_timeout = 600; // seconds; a full disk may take some
 
   // What is read and written.
