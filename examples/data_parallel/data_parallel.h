@@ -2,8 +2,7 @@
 #pragma once
 
 // Data parallel training on c10d, the engine beneath Python's
-// DistributedDataParallel. Copy it together with world.h and
-// rendezvous.h.
+// DistributedDataParallel. Copy it together with world.h and rendezvous.h.
 
 #include "world.h"
 
@@ -156,9 +155,8 @@ struct State {
 
 template <class Embedding>
 bool is_sparse(const torch::nn::Module& module) {
-  const auto* embedding = dynamic_cast<const Embedding*>(&module);
-  return embedding && embedding->options.sparse() &&
-      embedding->weight.requires_grad();
+  const auto* found = dynamic_cast<const Embedding*>(&module);
+  return found && found->options.sparse() && found->weight.requires_grad();
 }
 
 /// A bucket has dense gradients alone, and c10d names no parameter.

@@ -177,6 +177,7 @@ class Handshake {
   std::string word_;
 };
 
+/// Rank 0 serves the store, unless torchrun's agent does.
 inline c10d::TCPStoreOptions
 store_options(int rank, int size, std::chrono::milliseconds timeout) {
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
