@@ -199,7 +199,8 @@ class BlockNode final : public ChainNode {
     AfterRun after;
     after.outputs =
         all_defined(arrived.values) ? std::move(arrived.values) : kept_;
-    TORCH_INTERNAL_ASSERT(!after.outputs.empty()); // no pass begins elsewhere
+    TORCH_INTERNAL_ASSERT(
+        !after.outputs.empty(), "a pass that begins inside of a sequence");
     after.grad_outputs = std::move(arrived.gradients);
     after.kept_inputs = tensors_of(state_.inputs);
     after.needs_grad = wanted_of(*this, 0, state_.inputs.size());
