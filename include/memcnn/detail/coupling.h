@@ -207,12 +207,14 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
 
   /// Whether an update of the half becomes part of a graph.
   static bool is_graph_built(const at::Tensor& half, const Value& value) {
+    if (!at::GradMode::is_enabled()) {
+      return false;
+    }
     const Tensors parts = Law::tensors(value);
-    return at::GradMode::is_enabled() &&
-        (half.requires_grad() ||
-         std::any_of(parts.begin(), parts.end(), [](const auto& part) {
-           return part.requires_grad();
-         }));
+    return half.requires_grad() ||
+        std::any_of(parts.begin(), parts.end(), [](const auto& part) {
+             return part.requires_grad();
+           });
   }
 
   /// The halves, given away: a whole tensor is taken apart, and let go.
