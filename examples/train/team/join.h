@@ -8,9 +8,6 @@
 
 #if defined(MEMCNN_TRAIN_DISTRIBUTED)
 #include "train/team/world_team.h"
-
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/cuda.h>
 #endif
 
 #include <fmt/format.h>
@@ -39,9 +36,6 @@ inline std::unique_ptr<Team> join_world(const Config& config) {
           .timeout(std::chrono::seconds(config.peer_timeout))
           .backend(requested_backend(config)));
   const bool on_gpu = config.use_cuda && world.device().is_cuda();
-  if (on_gpu) { // which is then the one that kCUDA means
-    c10::impl::VirtualGuardImpl(torch::kCUDA).setDevice(world.device());
-  }
   return std::make_unique<WorldTeam>(
       world, on_gpu ? torch::kCUDA : torch::kCPU);
 }
