@@ -2,6 +2,7 @@
 
 // Gradients of several ranks against those of one process.
 
+#include "groups.h"
 #include "support/modules.h"
 #include "support/ranks.h"
 #include "support/throws_error.h"
@@ -684,13 +685,6 @@ TEST(DataParallel, FailsWhereARankDies) {
 
 // --- On a GPU -------------------------------------------------------------------
 
-/// Whether there is one, asked by a process that ends: a copy of one that has
-/// used CUDA cannot.
-bool has_gpu() {
-  return run_ranks(0, 1, 1, [] { EXPECT_TRUE(torch::cuda::is_available()); })[0]
-      .succeeded();
-}
-
 void expect_average_on_gpu(parallel::Backend backend) {
   const World world = World::join(WorldOptions().timeout(60s).backend(backend));
   const torch::Device device = world.device();
@@ -731,7 +725,7 @@ void expect_average_on_gpu(parallel::Backend backend) {
 }
 
 TEST(DataParallelCuda, TwoRanksShareAGpuThroughGloo) {
-  if (!has_gpu()) {
+  if (!memcnn_test::has_gpu()) {
     GTEST_SKIP() << "there is no GPU";
   }
   using parallel::Backend;
@@ -742,7 +736,7 @@ TEST(DataParallelCuda, TwoRanksShareAGpuThroughGloo) {
 
 TEST(DataParallelCuda, OneRankAveragesThroughNccl) {
 #if defined(PARALLEL_NCCL)
-  if (!has_gpu()) {
+  if (!memcnn_test::has_gpu()) {
     GTEST_SKIP() << "there is no GPU";
   }
   expect_in_ranks(
