@@ -11,8 +11,11 @@
 #include <memcnn/coupling/additive.h>
 #include <memcnn/coupling/affine.h>
 #include <memcnn/coupling/options.h>
+#include <memcnn/coupling/unchanged.h>
 #include <memcnn/exact_range.h>
+#include <memcnn/given.h>
 #include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
 #include <memcnn/parameter_gradients.h>
 #include <memcnn/plain_autograd.h>
 #include <memcnn/recording.h>

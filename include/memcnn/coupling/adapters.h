@@ -2,17 +2,23 @@
 #pragma once
 
 #include <memcnn/coupling/options.h>
+#include <memcnn/detail/branch.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/halves.h>
 #include <memcnn/detail/holder.h>
+#include <memcnn/detail/log_det_asked.h>
+#include <memcnn/detail/log_det_sum.h>
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/slice.h>
 #include <c10/util/Exception.h>
+#include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -25,12 +31,15 @@ namespace memcnn {
 
 /// What a branch of an affine coupling returns: y = scale * x + shift.
 ///
-/// Shapes:   both as the half that they act on.
+/// Shapes:   all as the half that they act on.
 struct ScaleShift {
   at::Tensor scale;
   at::Tensor shift;
+  /// The logarithm of |scale|, for log-determinants. May be left out: then that
+  /// of scale is taken, which is lost where a small scale rounds to 0.
+  at::Tensor log_scale = {};
 
-  /// What the debug mode compares.
+  /// What the debug mode compares. The logarithm is known by its scale.
   friend std::vector<at::Tensor> tensors_in(const ScaleShift& value) {
     return {value.scale, value.shift};
   }
@@ -38,43 +47,80 @@ struct ScaleShift {
 
 namespace detail {
 
-/// h = f(x) with twice the channels: even channels are the shift, odd ones the
-/// raw scale.
+/// The parts of h = f(x), which has twice the channels: even channels are the
+/// shift, odd ones the raw scale.
+inline ScaleShift split_scale_shift(
+    const char* adapter,
+    const at::Tensor& input,
+    const at::Tensor& h,
+    int64_t dim) {
+  TORCH_CHECK_VALUE(
+      h.dim() == input.dim() && h.size(dim) % 2 == 0,
+      adapter,
+      "::forward(): expected f to return an even size in dim ",
+      dim,
+      " (the scale and the shift of each channel), but got ",
+      describe(h),
+      " (input ",
+      describe(input),
+      "). Let f return twice as many channels as the other half has.");
+  const int64_t end = h.size(dim);
+  return {
+      at::slice(h, dim, /*start=*/1, end, /*step=*/2),
+      at::slice(h, dim, /*start=*/0, end, /*step=*/2)};
+}
+
+/// A raw scale in the dtype of log-determinants: autocast may have narrowed it.
+inline at::Tensor wide(const at::Tensor& raw) {
+  return raw.to(LogDetSum::dtype_for(raw));
+}
+
+/// s = sigmoid(raw + 2).
 struct SigmoidRule {
   static constexpr const char* kName = "AffineAdapterSigmoid";
+  using Options = CouplingOptions;
 
-  static ScaleShift
-  apply(const at::Tensor& input, const at::Tensor& h, int64_t dim) {
-    TORCH_CHECK_VALUE(
-        h.dim() == input.dim() && h.size(dim) % 2 == 0,
-        kName,
-        "::forward(): expected f to return an even size in dim ",
-        dim,
-        " (the scale and the shift of each channel), but got ",
-        describe(h),
-        " (input ",
-        describe(input),
-        "). Let f return twice as many channels as the other half has.");
-    const int64_t end = h.size(dim);
-    at::Tensor raw_scale = at::slice(h, dim, /*start=*/1, end, /*step=*/2);
-    at::Tensor shift = at::slice(h, dim, /*start=*/0, end, /*step=*/2);
-    return {at::sigmoid(raw_scale + 2), std::move(shift)};
+  SigmoidRule() = default;
+  explicit SigmoidRule(const Options& /*options*/) {}
+
+  ScaleShift apply(const at::Tensor& input, const at::Tensor& h, int64_t dim)
+      const {
+    auto [raw, shift, none] = split_scale_shift(kName, input, h, dim);
+    // By itself: where a sigmoid rounds to 0 its logarithm is lost.
+    return {
+        at::sigmoid(raw + 2),
+        std::move(shift),
+        LogDetAsked::here() ? at::log_sigmoid(wide(raw) + 2) : none};
   }
+
+  void print(std::ostream& /*stream*/) const {}
 };
 
 /// t = f(x) is the shift and exp(t) the scale.
 struct NaiveRule {
   static constexpr const char* kName = "AffineAdapterNaive";
+  using Options = CouplingOptions;
 
-  static ScaleShift
-  apply(const at::Tensor& /*input*/, const at::Tensor& h, int64_t /*dim*/) {
-    return {at::exp(h), h};
+  NaiveRule() = default;
+  explicit NaiveRule(const Options& /*options*/) {}
+
+  ScaleShift apply(
+      const at::Tensor& /*input*/,
+      const at::Tensor& h,
+      int64_t /*dim*/) const {
+    return {at::exp(h), h, LogDetAsked::here() ? h : at::Tensor()};
   }
+
+  void print(std::ostream& /*stream*/) const {}
 };
 
-/// The module behind both adapters: a rule on top of an injected f.
-template <class F, class Rule>
-class AffineAdapterImpl final
+/// The module behind the adapters: a rule on top of an injected f. Beside its
+/// input it takes the conditions that f takes.
+template <class F, class Rule, class Conditions = UsualConditions<F>>
+class AffineAdapterImpl;
+
+template <class F, class Rule, size_t... I>
+class AffineAdapterImpl<F, Rule, std::index_sequence<I...>> final
     : public torch::nn::Cloneable<AffineAdapterImpl<F, Rule>>,
       public SplitsChannels {
   static_assert(
@@ -88,8 +134,8 @@ class AffineAdapterImpl final
     reset();
   }
 
-  AffineAdapterImpl(F f_, const CouplingOptions& options)
-      : f(std::move(f_)), split_dim_(options.split_dim()) {
+  AffineAdapterImpl(F f_, const typename Rule::Options& options)
+      : f(std::move(f_)), rule_(options), split_dim_(options.split_dim()) {
     reset();
   }
 
@@ -97,10 +143,11 @@ class AffineAdapterImpl final
     this->register_module("f", f.ptr());
   }
 
-  ScaleShift forward(const at::Tensor& input) {
+  ScaleShift forward(const at::Tensor& input, TensorAt<I>... conditions) {
     check_twin(input);
-    const at::Tensor h = call<at::Tensor>(f, input);
-    return Rule::apply(input, h, split_dim());
+    const at::Tensor arguments[] = {input, conditions...};
+    return rule_.apply(
+        input, call_branch<at::Tensor>(f, arguments), split_dim());
   }
 
   int64_t split_dim() const override {
@@ -110,6 +157,7 @@ class AffineAdapterImpl final
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<AffineAdapterImpl>(detail::clone(f, device));
+    copy->rule_ = rule_;
     copy->split_dim_ = split_dim_;
     copy->twin_ = twin_;
     copy_modes(*this, *copy);
@@ -117,7 +165,9 @@ class AffineAdapterImpl final
   }
 
   void pretty_print(std::ostream& stream) const override {
-    stream << "memcnn::" << Rule::kName << "(split_dim=" << split_dim() << ")";
+    stream << "memcnn::" << Rule::kName << "(split_dim=" << split_dim();
+    rule_.print(stream);
+    stream << ")";
   }
 
   F f;
@@ -150,8 +200,56 @@ class AffineAdapterImpl final
         ". Leave the adapter's CouplingOptions out: it takes its coupling's.");
   }
 
+  Rule rule_;
   std::optional<int64_t> split_dim_; // none before a coupling gives its own
   std::optional<int64_t> twin_; // split_dim, counted from the other end
+};
+
+} // namespace detail
+
+/// Options of AffineAdapterTanh; what they say is fixed once the module is
+/// constructed.
+struct AffineAdapterTanhOptions {
+  /// The largest |log scale|: above 0. Default: 2, scales from 0.14 to 7.4.
+  TORCH_ARG(double, bound) = 2;
+  /// As in CouplingOptions. Default: that of the coupling around it.
+  TORCH_ARG(std::optional<int64_t>, split_dim) = std::nullopt;
+};
+
+namespace detail {
+
+/// s = exp(r), r = bound * tanh(raw / bound).
+struct TanhRule {
+  static constexpr const char* kName = "AffineAdapterTanh";
+  using Options = AffineAdapterTanhOptions;
+
+  TanhRule() = default;
+  explicit TanhRule(const Options& options) : bound(options.bound()) {
+    TORCH_CHECK_VALUE(
+        std::isfinite(bound) && bound > 0,
+        kName,
+        "::",
+        kName,
+        "(): expected a bound above 0, but got ",
+        bound,
+        ". It bounds |log scale|; 2 suits most flows.");
+  }
+
+  ScaleShift apply(const at::Tensor& input, const at::Tensor& h, int64_t dim)
+      const {
+    auto [raw, shift, none] = split_scale_shift(kName, input, h, dim);
+    const at::Tensor log_scale = at::tanh(wide(raw) / bound) * bound;
+    return {
+        at::exp(log_scale).to(raw.scalar_type()),
+        std::move(shift),
+        LogDetAsked::here() ? log_scale : none};
+  }
+
+  void print(std::ostream& stream) const {
+    stream << ", bound=" << bound;
+  }
+
+  double bound = Options().bound();
 };
 
 } // namespace detail
@@ -162,6 +260,9 @@ using AffineAdapterNaiveImpl = detail::AffineAdapterImpl<F, detail::NaiveRule>;
 template <class F>
 using AffineAdapterSigmoidImpl =
     detail::AffineAdapterImpl<F, detail::SigmoidRule>;
+
+template <class F>
+using AffineAdapterTanhImpl = detail::AffineAdapterImpl<F, detail::TanhRule>;
 
 /// Turns f into a branch of an affine coupling: f(x) is the shift, exp(f(x))
 /// the scale.
@@ -207,5 +308,31 @@ class AffineAdapterSigmoid
 };
 template <class F>
 AffineAdapterSigmoid(F, CouplingOptions = {}) -> AffineAdapterSigmoid<F>;
+
+/// Turns f, which returns twice the channels, into a branch of an affine
+/// coupling whose scale can neither vanish nor grow: its logarithm is bounded,
+/// alike to both sides.
+///
+/// \f[ h = f(x), \quad \log s = b \tanh(h_{1::2} / b), \quad t = h_{0::2} \f]
+///
+/// Shapes:   as AffineAdapterSigmoid.
+/// Throws:   c10::ValueError if f returns an odd size in split_dim, or the bound
+///           b is not above 0.
+/// Source:   Dinh et al. 2017, Density estimation using Real NVP,
+///           arXiv:1605.08803, section 3.7, where the bound is learned.
+/// Example:
+///   memcnn::AffineCoupling affine(
+///       memcnn::AffineAdapterTanh(
+///           f, memcnn::AffineAdapterTanhOptions().bound(1.5)),
+///       memcnn::Unchanged());
+template <class F>
+class AffineAdapterTanh
+    : public torch::nn::ModuleHolder<AffineAdapterTanhImpl<F>> {
+ public:
+  using torch::nn::ModuleHolder<AffineAdapterTanhImpl<F>>::ModuleHolder;
+  using Impl = AffineAdapterTanhImpl<F>;
+};
+template <class F>
+AffineAdapterTanh(F, AffineAdapterTanhOptions = {}) -> AffineAdapterTanh<F>;
 
 } // namespace memcnn

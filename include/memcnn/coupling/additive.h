@@ -4,6 +4,7 @@
 #include <memcnn/coupling/options.h>
 #include <memcnn/detail/coupling.h>
 #include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/nn/pimpl.h>
@@ -17,6 +18,7 @@ namespace detail {
 struct AdditiveLaw {
   static constexpr const char* kName = "AdditiveCoupling";
   static constexpr bool kCanBeExact = true;
+  static constexpr LogDet kLogDet = LogDet::kZero;
   using Value = at::Tensor;
 
   static std::vector<at::Tensor> tensors(const Value& value) {
@@ -45,7 +47,8 @@ struct AdditiveLaw {
       Direction direction,
       const at::Tensor& /*x*/,
       const Value& /*value*/,
-      at::Tensor& grad) {
+      at::Tensor& grad,
+      const at::Tensor& /*grad_log_det*/) {
     return {direction == Direction::kForward ? grad : -grad};
   }
 };

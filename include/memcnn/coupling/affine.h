@@ -5,12 +5,16 @@
 #include <memcnn/coupling/options.h>
 #include <memcnn/detail/coupling.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/log_det_sum.h>
 #include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <torch/nn/pimpl.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -21,15 +25,30 @@ namespace detail {
 struct AffineLaw {
   static constexpr const char* kName = "AffineCoupling";
   static constexpr bool kCanBeExact = false;
+  static constexpr LogDet kLogDet = LogDet::kSample;
   using Value = ScaleShift;
 
   static std::vector<at::Tensor> tensors(const Value& value) {
-    return {value.scale, value.shift};
+    std::vector<at::Tensor> parts = {value.scale, value.shift};
+    if (value.log_scale.defined()) {
+      parts.push_back(value.log_scale);
+    }
+    return parts;
   }
 
   template <class Fn>
   static Value map(const Value& value, Fn&& fn) {
-    return {fn(value.scale), fn(value.shift)};
+    return {
+        fn(value.scale),
+        fn(value.shift),
+        value.log_scale.defined() ? fn(value.log_scale) : at::Tensor()};
+  }
+
+  static at::Tensor log_slope(const Value& value) {
+    const at::Tensor& given =
+        value.log_scale.defined() ? value.log_scale : value.scale;
+    const at::Tensor wide = given.to(LogDetSum::dtype_for(given));
+    return value.log_scale.defined() ? wide : wide.abs().log();
   }
 
   static at::Tensor
@@ -53,24 +72,62 @@ struct AffineLaw {
     }
   }
 
-  /// grad is that of the updated half, and becomes that of the half before.
+  /// grad is that of the updated half, and becomes that of the half before;
+  /// grad_log_det, (N), is undefined where none arrived.
   static std::vector<at::Tensor> pull_back(
       Direction direction,
       const at::Tensor& x,
       const Value& value,
-      at::Tensor& grad) {
-    if (direction == Direction::kForward) { // y = s x + t
-      at::Tensor shift = grad.clone();
-      at::Tensor scale = grad * x;
-      grad.mul_(value.scale);
-      return {std::move(scale), std::move(shift)};
+      at::Tensor& grad,
+      const at::Tensor& grad_log_det) {
+    std::vector<at::Tensor> grads = direction == Direction::kForward
+        ? pull_back_forward(x, value, grad)
+        : pull_back_inverse(x, value, grad);
+    // The log-determinant is the sum of log |s|, or the negative of it.
+    const int sign = direction == Direction::kForward ? 1 : -1;
+    if (value.log_scale.defined()) {
+      grads.push_back(
+          grad_log_det.defined()
+              ? (sign * for_each_entry(grad_log_det, value.log_scale))
+                    .to(value.log_scale.scalar_type())
+                    .expand_as(value.log_scale)
+              : at::Tensor());
+    } else if (grad_log_det.defined()) {
+      grads[0].add_(
+          for_each_entry(grad_log_det, value.scale) / value.scale, sign);
     }
-    grad.div_(value.scale); // x = (y - t) / s
+    return grads;
+  }
+
+ private:
+  static std::vector<at::Tensor> pull_back_forward(
+      const at::Tensor& x,
+      const Value& value,
+      at::Tensor& grad) { // y = s x + t
+    at::Tensor shift = grad.clone();
+    at::Tensor scale = grad * x;
+    grad.mul_(value.scale);
+    return {std::move(scale), std::move(shift)};
+  }
+
+  static std::vector<at::Tensor> pull_back_inverse(
+      const at::Tensor& x,
+      const Value& value,
+      at::Tensor& grad) { // x = (y - t) / s
+    grad.div_(value.scale);
     at::Tensor shift = -grad;
     return {shift * x, shift};
   }
 
- private:
+  /// A number for each sample, (N), as one that goes with each of its entries.
+  static at::Tensor for_each_entry(
+      const at::Tensor& numbers,
+      const at::Tensor& entries) {
+    std::vector<int64_t> sizes(static_cast<size_t>(entries.dim()), 1);
+    sizes[0] = -1;
+    return numbers.view(sizes);
+  }
+
   /// Checked where it costs no wait for a device; elsewhere a zero scale shows
   /// as NaN.
   static void check_scale(const Value& value) {

@@ -2,14 +2,19 @@
 #pragma once
 
 #include <memcnn/coupling/options.h>
+#include <memcnn/coupling/unchanged.h>
+#include <memcnn/detail/branch.h>
 #include <memcnn/detail/check_branch.h>
 #include <memcnn/detail/fixed_point.h>
 #include <memcnn/detail/halves.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/layout.h>
 #include <memcnn/detail/local_run.h>
+#include <memcnn/detail/log_det_asked.h>
 #include <memcnn/detail/ownership.h>
+#include <memcnn/detail/tensor_map.h>
 #include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
@@ -19,6 +24,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -34,15 +40,20 @@ namespace memcnn::detail {
 ///   inverse:  half 1 undone by G(half 0), then half 0 undone by F(half 1)
 ///
 /// So half i is always updated by branch i, and a direction is an order of the
-/// two updates. A Law is a struct of static members:
+/// two updates, of which one is left out where its branch is Unchanged. Branches
+/// take the half and then conditions. A Law is a struct of static members:
 ///   kName                                 the coupling's name
 ///   kCanBeExact                           whether rounded values can be undone
+///   kLogDet                               kZero or kSample
 ///   Value                                 what a branch returns
 ///   apply(direction, half, value)         the half, updated or undone
 ///   apply_in_place(...)                   likewise, in the half's memory
 ///   tensors(value), map(value, fn)        a value's tensors; a value of what fn
 ///                                         makes of each of them
-///   pull_back(direction, x, value, grad)  turns grad, that of the updated half,
+///   log_slope(value)                      log |dy/dx| of an update in forward,
+///                                         for each entry (kSample only)
+///   pull_back(direction, x, value, grad, grad_log_det)
+///                                         turns grad, that of the updated half,
 ///                                         into that of the half before, and
 ///                                         returns those of the value's tensors
 ///
@@ -50,7 +61,7 @@ namespace memcnn::detail {
 /// detail/node.h, which calls backward_step().
 template <class F, class G, class Law>
 class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
-                           public Invertible {
+                           public TensorMap {
   using Value = typename Law::Value;
 
  public:
@@ -77,16 +88,6 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     if (module_of(g) != module_of(f)) {
       this->register_module("Gm", g.ptr());
     }
-  }
-
-  at::Tensor forward(const at::Tensor& input) {
-    Recording off = Recording::off();
-    return run(Direction::kForward, {input}, off)[0];
-  }
-
-  at::Tensor inverse(const at::Tensor& output) {
-    Recording off = Recording::off();
-    return run(Direction::kInverse, {output}, off)[0];
   }
 
   /// As they were given; fixed since then.
@@ -116,11 +117,21 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   G g;
 
  private:
-  // What the machinery asks of an Invertible; for users there are forward() and
-  // inverse().
+  // What the machinery asks of an Invertible; for users there are forward(),
+  // inverse(), and those of given().
 
   Tensors run(Direction direction, Tensors inputs, Recording& recording)
       override {
+    return run_with(direction, std::move(inputs), RunExtras(), recording);
+  }
+
+  Tensors run_with(
+      Direction direction,
+      Tensors inputs,
+      const RunExtras& extras,
+      Recording& recording) override {
+    check_extras(direction, extras);
+    check_samples(direction, inputs, extras);
     const bool whole = inputs.size() == 1;
     Halves halves = take_halves(direction, inputs);
     exact_.report(name_of(direction), halves[0]);
@@ -128,9 +139,18 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       half = exact_.round(half);
       exact_.check_range(name_of(direction), half);
     }
+    const LogDetAsked asked(extras.log_det != nullptr);
     for (const size_t i : order(direction)) {
+      if (!kUpdates[i]) {
+        continue;
+      }
       const auto at_half = [&](const at::Tensor& argument) {
-        return branch_value(direction, i, argument, halves[i], recording);
+        return branch_value(
+            direction,
+            i,
+            joined({argument}, extras.conditions),
+            halves[i],
+            recording);
       };
       const Value value = exact_.round(
           Law::map(
@@ -144,12 +164,25 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
             laid_out_as(halves[i], Law::apply(direction, halves[i], value));
       }
       exact_.check_range(name_of(direction), halves[i]);
+      add_log_det(direction, value, extras.log_det);
     }
     return joined_if(whole, std::move(halves));
   }
 
+  LogDet log_det() const override {
+    return Law::kLogDet;
+  }
+
+  std::optional<size_t> condition_count() const override {
+    return condition_count_of<F, G>();
+  }
+
   std::optional<int64_t> takes_halves_of() const override {
     return options_.split_dim();
+  }
+
+  bool takes_halves_along(int64_t /*dim*/) const override {
+    return false; // of its split_dim alone
   }
 
   /// The fused step: each branch runs once, with a graph, and its value both
@@ -164,6 +197,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
+    const LogDetAsked asked(after.grad_log_det.defined());
     const bool whole = after.outputs.size() == 1;
     Halves halves = take_halves(direction, after.outputs);
     Halves grads;
@@ -179,12 +213,20 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
         after.needs_grad[0] || after.needs_grad.back();
 
     Undoing undoing{
-        direction, std::move(halves), std::move(grads), recording, parameters};
+        direction,
+        std::move(halves),
+        std::move(grads),
+        after,
+        Tensors(after.conditions.size()),
+        recording,
+        parameters};
     const auto [first, last] = order(direction);
-    undo_update(undoing, last, /*needs_grad=*/true);
+    undo_update(
+        undoing, last, /*needs_grad=*/needs_input_grad || kUpdates[first]);
     undo_update(undoing, first, needs_input_grad);
 
     BeforeRun before;
+    before.grad_conditions = std::move(undoing.grad_conditions);
     before.inputs = joined_if(whole, std::move(undoing.halves));
     before.grad_inputs = needs_input_grad
         ? joined_if(whole, std::move(undoing.grads))
@@ -199,6 +241,11 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   std::string type_name() const override {
     return Law::kName;
   }
+
+  /// Whether half i is updated.
+  static constexpr std::array<bool, 2> kUpdates = {
+      !is_unchanged_v<F>,
+      !is_unchanged_v<G>};
 
   static std::array<size_t, 2> order(Direction direction) {
     return direction == Direction::kForward ? std::array<size_t, 2>{0, 1}
@@ -235,27 +282,58 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     return {std::move(halves[0]), std::move(halves[1])};
   }
 
+  /// Stops where samples are no dimension of their own.
+  void check_samples(
+      Direction direction,
+      const Tensors& inputs,
+      const RunExtras& extras) const {
+    const int64_t dim = options_.split_dim();
+    TORCH_CHECK_VALUE(
+        extras.log_det == nullptr || (dim != 0 && dim != -inputs[0].dim()),
+        Law::kName,
+        "::",
+        name_of(direction),
+        "_with_log_det(): expected a split_dim other than the samples', 0, but "
+        "got ",
+        dim,
+        " (input ",
+        describe(inputs[0]),
+        "). Split the channels, or add a dimension with unsqueeze(0).");
+  }
+
+  /// Adds the log-determinant of an update.
+  static void
+  add_log_det(Direction direction, const Value& value, LogDetSum* sum) {
+    if constexpr (Law::kLogDet == LogDet::kSample) {
+      if (sum != nullptr) {
+        sum->add(
+            Law::log_slope(value).flatten(1).sum(1),
+            direction == Direction::kForward ? 1 : -1);
+      }
+    }
+  }
+
   /// Calls fn with the holder of branch i.
   template <class Fn>
   auto with_branch(size_t i, Fn&& fn) {
     return i == 0 ? fn(f) : fn(g);
   }
 
-  /// The value of branch i at one half, checked against the other half, which
-  /// it is to update.
+  /// The value of branch i at one half and the conditions, checked against the
+  /// other half, which it is to update.
   Value branch_value(
       Direction direction,
       size_t i,
-      const at::Tensor& argument,
+      const Tensors& arguments,
       const at::Tensor& updated,
       Recording& recording) {
     const BranchCall where{
-        Law::kName, direction, i, options_.split_dim(), argument};
+        Law::kName, direction, i, options_.split_dim(), arguments[0]};
     Value value = where.run([&] {
       return with_branch(i, [&](auto& branch) {
         return recording.run(
-            i, *module_of(branch), {argument}, [&](const Tensors& arguments) {
-              return call<Value>(branch, arguments[0]);
+            i, *module_of(branch), arguments, [&](const Tensors& again) {
+              return call_branch<Value>(branch, again);
             });
       });
     });
@@ -271,6 +349,8 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     Direction direction;
     Halves halves;
     Halves grads;
+    const AfterRun& after; // its conditions, and what is wanted
+    Tensors grad_conditions;
     Recording& recording;
     ParameterGradients& parameters;
   };
@@ -280,11 +360,17 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   /// Source: Gomez et al. 2017, algorithm 1; each branch runs once, where that
   /// runs it twice.
   void undo_update(Undoing& undoing, size_t i, bool needs_grad) {
+    if (!kUpdates[i]) {
+      return;
+    }
     const Recording::ReplayScope scope(undoing.recording);
+    const std::vector<bool> wanted =
+        joined({needs_grad}, undoing.after.needs_condition_grad);
     LocalRun branch(
         *with_branch(i, [](auto& holder) { return module_of(holder); }),
-        cut_off({undoing.halves[1 - i]}, {needs_grad}),
-        {needs_grad},
+        cut_off(
+            joined({undoing.halves[1 - i]}, undoing.after.conditions), wanted),
+        wanted,
         undoing.parameters);
     // (1) The branch runs again at the other half, with a graph.
     Value value = run_again(undoing, i, branch);
@@ -292,9 +378,12 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     // gradient to before the update, and to the value.
     Tensors value_grads = take_back(undoing, i, std::move(value));
     // (4) The branch takes it to its parameters and to the other half.
-    const at::Tensor grad = branch.gradients(std::move(value_grads))[0];
-    if (grad.defined()) {
-      undoing.grads[1 - i].add_(grad);
+    Tensors grads = branch.gradients(std::move(value_grads));
+    add_gradients(
+        undoing.grad_conditions,
+        split_off(grads, undoing.after.conditions.size()));
+    if (grads[0].defined()) {
+      undoing.grads[1 - i].add_(grads[0]);
     }
   }
 
@@ -303,7 +392,7 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     Value value = branch_value(
         undoing.direction,
         i,
-        branch.arguments[0],
+        branch.arguments,
         undoing.halves[i],
         undoing.recording);
     branch.outputs = Law::tensors(value);
@@ -321,8 +410,12 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     if (undoing.direction == Direction::kForward) {
       Law::apply_in_place(Direction::kInverse, half, constant);
     }
-    Tensors grads =
-        Law::pull_back(undoing.direction, half, constant, undoing.grads[i]);
+    Tensors grads = Law::pull_back(
+        undoing.direction,
+        half,
+        constant,
+        undoing.grads[i],
+        undoing.after.grad_log_det);
     if (undoing.direction == Direction::kInverse) {
       Law::apply_in_place(Direction::kForward, half, constant);
     }
@@ -344,11 +437,14 @@ struct coupling_of {
       "CouplingOptions; F and G are module holders (as TORCH_MODULE makes "
       "them), torch::nn::Sequential or torch::nn::AnyModule, not the Impl.");
   static_assert(
-      may_return_v<F, typename Law::Value> &&
-          may_return_v<G, typename Law::Value>,
-      "memcnn: F and G take one Tensor; those of an AdditiveCoupling return "
-      "one, those of an AffineCoupling a memcnn::ScaleShift, as "
-      "AffineAdapterSigmoid makes it of a module.");
+      (is_unchanged_v<F> || may_return<F, typename Law::Value>()) &&
+          (is_unchanged_v<G> || may_return<G, typename Law::Value>()),
+      "memcnn: F and G take one Tensor, and then conditions; those of an "
+      "AdditiveCoupling return one, those of an AffineCoupling a "
+      "memcnn::ScaleShift, as AffineAdapterSigmoid makes it of a module.");
+  static_assert(
+      !is_unchanged_v<F> || !is_unchanged_v<G>,
+      "memcnn: a coupling of two memcnn::Unchanged does nothing.");
   using type = CouplingImpl<F, G, Law>;
 };
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memcnn/detail/graph_node.h>
+#include <memcnn/detail/ownership.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
@@ -232,6 +234,26 @@ inline Ends ends_of(
   }
   check_independent(ends, module);
   return ends;
+}
+
+/// Adds gradients to sums, of which some may be undefined yet; a gradient that is
+/// undefined adds nothing.
+inline void add_gradients(Tensors& sums, Tensors gradients) {
+  for (size_t i = 0; i < sums.size(); ++i) {
+    at::Tensor& sum = sums[i];
+    at::Tensor& gradient = gradients[i];
+    if (!gradient.defined()) {
+      continue;
+    }
+    if (!sum.defined()) {
+      // What others refer to they may go on to overwrite.
+      sum = is_its_own(gradient) ? std::move(gradient) : gradient.clone();
+    } else if (is_sole_owner(sum) && !at::GradMode::is_enabled()) {
+      sum.add_(gradient);
+    } else {
+      sum = sum + gradient;
+    }
+  }
 }
 
 /// What becomes of a local graph once its gradients are known.

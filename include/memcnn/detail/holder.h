@@ -45,35 +45,6 @@ std::shared_ptr<torch::nn::Module> module_of(const Holder& holder) {
   return holder.ptr();
 }
 
-/// Calls a held module whose forward maps a Tensor to a Value.
-template <class Value, class Holder>
-Value call(Holder& holder, const at::Tensor& input) {
-  if constexpr (is_any_module_v<Holder>) {
-    return holder.template forward<Value>(input);
-  } else if constexpr (std::is_same_v<Holder, torch::nn::Sequential>) {
-    return holder->template forward<Value>(input);
-  } else {
-    return holder->forward(input);
-  }
-}
-
-/// Whether a held module maps a Tensor to a Value; true where that shows only
-/// when it runs.
-template <class Holder, class Value, class = void>
-inline constexpr bool may_return_v =
-    is_any_module_v<Holder> || !is_holder_v<Holder>;
-template <class Holder, class Value>
-inline constexpr bool may_return_v<
-    Holder,
-    Value,
-    std::void_t<decltype(std::declval<contained_t<Holder>&>().forward(
-        std::declval<const at::Tensor&>()))>> =
-    std::is_same_v<Holder, torch::nn::Sequential> ||
-    std::is_convertible_v<
-        decltype(std::declval<contained_t<Holder>&>().forward(
-            std::declval<const at::Tensor&>())),
-        Value>;
-
 /// Gives a cloned module the train and eval flags of its original: clone()
 /// sets some kinds of containers to train mode.
 inline void copy_modes(

@@ -131,11 +131,24 @@ inline at::Tensor laid_out_as(const at::Tensor& like, at::Tensor tensor) {
       : laid_out_by(tensor, like.strides());
 }
 
+/// Whether one number stands for several entries, as after expand().
+inline bool is_expanded(const at::Tensor& tensor) {
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) {
+      return true;
+    }
+  }
+  return false;
+}
+
 /// Gradients of some tensors, laid out as these: not every kernel means the same
-/// by a gradient laid out otherwise.
+/// by a gradient laid out otherwise. What is undefined stays so, and what is one
+/// number for several entries.
 inline Tensors laid_out_as(const Tensors& like, Tensors gradients) {
   for (size_t i = 0; i < like.size(); ++i) {
-    gradients[i] = with_strides(gradients[i], dense_strides(like[i]));
+    if (gradients[i].defined() && !is_expanded(gradients[i])) {
+      gradients[i] = with_strides(gradients[i], dense_strides(like[i]));
+    }
   }
   return gradients;
 }

@@ -8,6 +8,8 @@
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
+#include <cstddef>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,27 @@ namespace memcnn::detail {
 
 /// Inputs, outputs or gradients of a run, in their order.
 using Tensors = std::vector<at::Tensor>;
+
+/// One list, and then another.
+inline Tensors joined(Tensors first, at::TensorList second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+inline std::vector<bool> joined(
+    std::vector<bool> first,
+    const std::vector<bool>& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+/// The last tensors of a list, taken off it.
+inline Tensors split_off(Tensors& tensors, size_t count) {
+  const auto middle = tensors.end() - static_cast<std::ptrdiff_t>(count);
+  Tensors last(
+      std::make_move_iterator(middle), std::make_move_iterator(tensors.end()));
+  tensors.erase(middle, tensors.end());
+  return last;
+}
 
 /// Where tensors are computed with: on the device of one that is not on the CPU,
 /// if there is one.

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memcnn/detail/log_det_sum.h>
+#include <memcnn/given.h>
+#include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
+#include <memcnn/recording.h>
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace memcnn::detail {
+
+/// What users call of an invertible module of this library that maps one tensor
+/// to one: the base of couplings, layers and sequences.
+///
+/// By itself these methods run the module plainly, with ordinary autograd; what
+/// saves memory overrides map().
+class TensorMap : public Invertible, private ConditionalMap {
+ public:
+  at::Tensor forward(const at::Tensor& input) {
+    return map(Direction::kForward, input, {}, /*with_log_det=*/false).output;
+  }
+
+  /// Undoes forward().
+  at::Tensor inverse(const at::Tensor& output) {
+    return map(Direction::kInverse, output, {}, /*with_log_det=*/false).output;
+  }
+
+  /// forward(), and its log-determinant, (N): one number a sample.
+  WithLogDet forward_with_log_det(const at::Tensor& input) {
+    return map(Direction::kForward, input, {}, /*with_log_det=*/true);
+  }
+
+  /// inverse(), and its own log-determinant: the negative of forward's.
+  WithLogDet inverse_with_log_det(const at::Tensor& output) {
+    return map(Direction::kInverse, output, {}, /*with_log_det=*/true);
+  }
+
+  /// The same four methods under conditions.
+  Given given(std::vector<at::Tensor> conditions) {
+    return {module().weak_from_this().lock(), *this, std::move(conditions)};
+  }
+
+ protected:
+  WithLogDet map(
+      Direction direction,
+      const at::Tensor& input,
+      const std::vector<at::Tensor>& conditions,
+      bool with_log_det) override {
+    Recording off = Recording::off();
+    std::optional<LogDetSum> log_det;
+    if (with_log_det) {
+      log_det.emplace(input);
+    }
+    WithLogDet result;
+    result.output = run_with(
+        direction,
+        {input},
+        RunExtras{conditions, log_det ? &*log_det : nullptr},
+        off)[0];
+    if (log_det) {
+      result.log_det = log_det->take();
+    }
+    return result;
+  }
+};
+
+} // namespace memcnn::detail
