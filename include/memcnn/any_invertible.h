@@ -13,10 +13,12 @@
 #include <torch/nn/modules/container/any.h>
 #include <torch/nn/pimpl.h>
 
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace memcnn {
 namespace detail {
@@ -36,11 +38,26 @@ struct is_block : std::true_type {
       "it must be one non-template, non-overloaded member.");
   static_assert(
       !has_inverse_v<M> || !has_forward_v<M> ||
-          (maps_tensor_v<typename forward_signature<M>::type> &&
-           maps_tensor_v<typename inverse_signature<M>::type>),
+          maps_tensor_given_v<
+              typename forward_signature<M>::type,
+              typename inverse_signature<M>::type>,
       "memcnn: forward and inverse of a block in a ReversibleSequence take one "
-      "Tensor and return one.");
+      "Tensor and return one; both may take the same conditions after it, "
+      "Tensors, too.");
 };
+
+/// What inverse() returns without conditions.
+template <class M>
+at::Tensor inverse_of(M& module, const at::Tensor& output) {
+  if constexpr (maps_tensor_v<typename inverse_signature<M>::type>) {
+    return module.inverse(output);
+  } else {
+    TORCH_CHECK_VALUE(
+        false,
+        "AnyInvertible::inverse(): expected a module without conditions, but "
+        "got one that takes some. Call inverse() of the module itself.");
+  }
+}
 
 template <class T>
 inline constexpr bool is_shared_module_v = false;
@@ -107,7 +124,9 @@ class AnyInvertible : public torch::nn::AnyModule {
   /// A deep copy, or an error; never a shared part.
   AnyInvertible clone(
       const std::optional<c10::Device>& device = std::nullopt) const {
-    return clone_(*this, device);
+    AnyInvertible copy = clone_(*this, device);
+    copy.conditions_ = conditions_;
+    return copy;
   }
 
  private:
@@ -119,7 +138,7 @@ class AnyInvertible : public torch::nn::AnyModule {
       : AnyModule(module),
         invertible_(detail::as_invertible(module)),
         inverse_([](AnyInvertible& self, const at::Tensor& output) {
-          return self.get<M>().inverse(output);
+          return detail::inverse_of(self.get<M>(), output);
         }),
         clone_([](const AnyInvertible& self,
                   const std::optional<c10::Device>& device) {
@@ -133,6 +152,7 @@ class AnyInvertible : public torch::nn::AnyModule {
   }
 
   std::shared_ptr<Invertible> invertible_;
+  std::optional<std::vector<size_t>> conditions_; // which ones, in a sequence
   at::Tensor (*inverse_)(AnyInvertible&, const at::Tensor&);
   AnyInvertible (
       *clone_)(const AnyInvertible&, const std::optional<c10::Device>&);

@@ -78,6 +78,23 @@ struct BeforeRun {
   std::vector<at::Tensor> grad_conditions; // likewise
 };
 
+namespace detail {
+
+/// The gradients of a run whose graph is there: of its inputs and then its
+/// conditions, which are its arguments. What it returned has the log-determinant
+/// last, where the run was asked for one.
+inline void
+take_gradients(LocalRun& run, AfterRun after, GraphUse use, BeforeRun& before) {
+  if (after.has_log_det) {
+    after.grad_outputs.push_back(std::move(after.grad_log_det));
+  }
+  before.grad_inputs = run.gradients(std::move(after.grad_outputs), use);
+  before.grad_conditions =
+      split_off(before.grad_inputs, after.conditions.size());
+}
+
+} // namespace detail
+
 /// Interface: what the memory-saving machinery asks of an invertible module.
 ///
 /// A module with plain `forward` and `inverse` members needs none of this: it
@@ -150,7 +167,8 @@ class Invertible {
       const at::AutoGradMode with_graph(true);
       run_again(direction, after, again, recording);
     }
-    take_gradients(again, std::move(after), detail::GraphUse::kFree, before);
+    detail::take_gradients(
+        again, std::move(after), detail::GraphUse::kFree, before);
     return before;
   }
 
@@ -256,19 +274,6 @@ class Invertible {
     if (log_det) {
       again.outputs.push_back(log_det->take());
     }
-  }
-
-  static void take_gradients(
-      detail::LocalRun& again,
-      AfterRun after,
-      detail::GraphUse use,
-      BeforeRun& before) {
-    if (after.has_log_det) {
-      after.grad_outputs.push_back(std::move(after.grad_log_det));
-    }
-    before.grad_inputs = again.gradients(std::move(after.grad_outputs), use);
-    before.grad_conditions =
-        detail::split_off(before.grad_inputs, after.conditions.size());
   }
 };
 

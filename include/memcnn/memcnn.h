@@ -13,6 +13,7 @@
 #include <memcnn/coupling/options.h>
 #include <memcnn/coupling/unchanged.h>
 #include <memcnn/exact_range.h>
+#include <memcnn/flow/multi_scale.h>
 #include <memcnn/given.h>
 #include <memcnn/invertible.h>
 #include <memcnn/log_det.h>

@@ -209,6 +209,31 @@ class Recording {
     inputs_ = std::vector<detail::TensorMeta>(inputs.begin(), inputs.end());
   }
 
+  /// Notes what the recorded run took: the halves of a dimension, or one whole.
+  void note_split_dim(std::optional<int64_t> dim) {
+    split_dim_ = dim;
+  }
+
+  std::optional<int64_t> split_dim() const {
+    return split_dim_;
+  }
+
+  /// Keeps what the recorded run returned: an anchor, from which backward goes on
+  /// instead of from what it rebuilt until there.
+  void keep_outputs(std::vector<at::Tensor> outputs) {
+    outputs_ = std::move(outputs);
+  }
+
+  /// Those, for one backward pass; `rebuilt` where none were kept.
+  std::vector<at::Tensor> outputs_or(
+      std::vector<at::Tensor> rebuilt,
+      bool retain_graph) {
+    if (outputs_.empty()) {
+      return rebuilt;
+    }
+    return retain_graph ? outputs_ : std::exchange(outputs_, {});
+  }
+
   /// Notes in which memory format the halves of a chain travel.
   void note_format(std::optional<at::MemoryFormat> format) {
     format_ = format;
@@ -445,6 +470,8 @@ class Recording {
   std::array<std::optional<Conditions>, kMaxBranches> conditions_;
   std::vector<detail::TensorMeta> inputs_;
   std::optional<at::MemoryFormat> format_;
+  std::optional<int64_t> split_dim_;
+  std::vector<at::Tensor> outputs_; // of an anchor
   std::vector<std::unique_ptr<Recording>> blocks_;
   std::shared_ptr<detail::KeptRun> kept_run_; // within a memory budget
   detail::ResultKeeper* keeper_ = nullptr; // while it records

@@ -9,8 +9,11 @@
 #include <memcnn/detail/kept_choice.h>
 #include <memcnn/detail/node.h>
 #include <memcnn/detail/printed_options.h>
+#include <memcnn/detail/tensor_map.h>
+#include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 #include <memcnn/kept_activations.h>
+#include <memcnn/log_det.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -51,6 +54,11 @@ struct ReversibleSequenceOptions {
   /// the least memory, to what the plain modules keep, at their speed.
   /// Default: 0.
   TORCH_ARG(int64_t, memory_budget) = 0;
+  /// Keeps what every anchor_every-th block returns, from which backward goes on:
+  /// for blocks whose inverse loses digits, as a 1x1 convolution of large
+  /// condition does, since errors multiply from block to block. Costs as many
+  /// tensors of the size of the output. Default: 0, the output alone.
+  TORCH_ARG(int64_t, anchor_every) = 0;
   /// The memory format in which halves travel between couplings; input and
   /// output keep theirs. at::MemoryFormat::ChannelsLast makes convolutions on a
   /// CPU faster. Default: that of the input.
@@ -75,7 +83,7 @@ struct is_type_of_block : std::true_type {
 class ReversibleSequenceImpl final
     : public torch::nn::Cloneable<ReversibleSequenceImpl>,
       public detail::Configurable<ReversibleSequenceOptions>,
-      public Invertible {
+      public detail::TensorMap {
  public:
   using Iterator = std::vector<AnyInvertible>::iterator;
   using ConstIterator = std::vector<AnyInvertible>::const_iterator;
@@ -100,12 +108,7 @@ class ReversibleSequenceImpl final
   }
 
   at::Tensor forward(const at::Tensor& input) {
-    return call(Direction::kForward, input);
-  }
-
-  /// Undoes forward(), and saves memory likewise.
-  at::Tensor inverse(const at::Tensor& output) {
-    return call(Direction::kInverse, output);
+    return TensorMap::forward(input); // AnyModule wants it of this class
   }
 
   /// Adds a block to the end: an invertible module that maps one Tensor to one
@@ -115,13 +118,27 @@ class ReversibleSequenceImpl final
     push_back(std::to_string(size()), std::move(block));
   }
 
+  /// Likewise, and says which of the conditions that given() binds the block
+  /// gets, counted from 0. Without a word it is as many as its branches take, in
+  /// their order; none where that does not show, as it does not for a Sequential.
+  void push_back(AnyInvertible block, std::vector<size_t> conditions) {
+    push_back(std::to_string(size()), std::move(block), std::move(conditions));
+  }
+  void push_back(
+      const std::string& name,
+      AnyInvertible block,
+      std::vector<size_t> conditions) {
+    block.conditions_ = std::move(conditions);
+    push_back(name, std::move(block));
+  }
+
   /// Likewise, as a child of that name. One module used twice is one child, of
   /// its first name: registered twice, its parameters would be stepped twice.
   void push_back(const std::string& name, AnyInvertible block) {
     if (first_use(*block.ptr()) == size()) {
       register_module(name, block.ptr());
     }
-    chain_.push_back(block.invertible_);
+    chain_.push_back(block.invertible_, block.conditions_);
     blocks_.push_back(std::move(block));
   }
 
@@ -226,6 +243,7 @@ class ReversibleSequenceImpl final
                   .add("debug", options.debug())
                   .add("disable", options.disable())
                   .add("memory_budget", options.memory_budget())
+                  .add("anchor_every", options.anchor_every())
                   .add("kept", detail::words_of_kept(kept()))
                   .add("memory_format", options.memory_format());
   }
@@ -239,7 +257,29 @@ class ReversibleSequenceImpl final
       Direction direction,
       std::vector<at::Tensor> inputs,
       Recording& recording) override {
-    return {chain_.run(direction, std::move(inputs[0]), recording, settings())};
+    return run_with(direction, std::move(inputs), RunExtras(), recording);
+  }
+
+  std::vector<at::Tensor> run_with(
+      Direction direction,
+      std::vector<at::Tensor> inputs,
+      const RunExtras& extras,
+      Recording& recording) override {
+    check(direction);
+    return {chain_.run(
+        direction, std::move(inputs[0]), extras, recording, settings())};
+  }
+
+  LogDet log_det() const override {
+    return chain_.log_det();
+  }
+
+  std::optional<size_t> condition_count() const override {
+    return chain_.condition_count();
+  }
+
+  bool takes_halves_along(int64_t /*dim*/) const override {
+    return false;
   }
 
   BeforeRun backward_step(
@@ -316,18 +356,28 @@ class ReversibleSequenceImpl final
   }
 
   detail::ChainSettings settings() const {
-    return {options.memory_budget(), options.memory_format(), is_training()};
+    return {
+        options.memory_budget(),
+        options.memory_format(),
+        is_training(),
+        options.anchor_every()};
   }
 
-  at::Tensor call(Direction direction, const at::Tensor& input) {
+  WithLogDet map(
+      Direction direction,
+      const at::Tensor& input,
+      const std::vector<at::Tensor>& conditions,
+      bool with_log_det) override {
     check(direction);
-    if (options.disable() || !detail::runs_as_node({input}, *this)) {
-      Recording off = Recording::off();
-      return run(direction, {input}, off)[0];
+    if (options.disable() ||
+        !detail::runs_as_node(detail::joined({input}, conditions), *this)) {
+      return TensorMap::map(direction, input, conditions, with_log_det);
     }
     return chain_.run_as_nodes(
         direction,
         input,
+        conditions,
+        with_log_det,
         RecordingOptions{options.preserve_rng_state(), options.debug()},
         settings());
   }
@@ -339,6 +389,13 @@ class ReversibleSequenceImpl final
         name_of(direction),
         "(): expected at least one block, but got none. Add blocks with "
         "push_back().");
+    TORCH_CHECK_VALUE(
+        options.anchor_every() >= 0,
+        "ReversibleSequence::",
+        name_of(direction),
+        "(): expected anchor_every of at least 0 blocks, but got ",
+        options.anchor_every(),
+        ". 0 keeps the output alone.");
     detail::check_budget(
         options.memory_budget(),
         "ReversibleSequence::",

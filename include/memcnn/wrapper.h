@@ -10,9 +10,12 @@
 #include <memcnn/detail/plain_module.h>
 #include <memcnn/detail/printed_options.h>
 #include <memcnn/detail/signature.h>
+#include <memcnn/detail/tensor_map.h>
 #include <memcnn/detail/tensors.h>
+#include <memcnn/given.h>
 #include <memcnn/invertible.h>
 #include <memcnn/kept_activations.h>
+#include <memcnn/log_det.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -22,6 +25,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -72,7 +76,13 @@ template <class M, class Out, class... Ins, class Back, class... Outs>
 class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     : public torch::nn::Cloneable<
           InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>>,
-      public detail::Configurable<InvertibleModuleWrapperOptions> {
+      public detail::Configurable<InvertibleModuleWrapperOptions>,
+      private detail::ConditionalMap {
+  static constexpr auto kConditions =
+      static_cast<size_t>(detail::conditions_in_v<Out(Ins...), Back(Outs...)>);
+  static constexpr bool kMapsTensor =
+      detail::maps_tensor_given_v<Out(Ins...), Back(Outs...)>;
+
  public:
   explicit InvertibleModuleWrapperImpl(
       M module_,
@@ -98,6 +108,14 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         inputs...);
   }
 
+  /// forward(), and its log-determinant, (N): one number a sample. For a module
+  /// that maps one tensor to one; it has to be a module of this library, have
+  /// this member and inverse_with_log_det() itself, or keep volumes
+  /// (PreservesVolume).
+  WithLogDet forward_with_log_det(const at::Tensor& input) {
+    return map(Direction::kForward, input, {}, /*with_log_det=*/true);
+  }
+
   /// The module's inverse. Its inputs' memory is freed until backward where
   /// that is safe and keep_input_inverse is not set.
   std::decay_t<Back> inverse(Outs... outputs) {
@@ -105,6 +123,17 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         Direction::kInverse,
         [&] { return module->inverse(outputs...); },
         outputs...);
+  }
+
+  /// inverse(), and its own log-determinant: the negative of forward's.
+  WithLogDet inverse_with_log_det(const at::Tensor& output) {
+    return map(Direction::kInverse, output, {}, /*with_log_det=*/true);
+  }
+
+  /// The same four methods under conditions, for a module that maps one tensor to
+  /// one.
+  Given given(std::vector<at::Tensor> conditions) {
+    return {this->weak_from_this().lock(), *this, std::move(conditions)};
   }
 
   /// Why the last call with a graph kept the memory of an input, in words;
@@ -149,22 +178,62 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
  private:
   template <class Result, class Plain, class... Args>
   Result call(Direction direction, const Plain& plain, const Args&... args) {
-    detail::check_budget(
-        options.memory_budget(),
-        "InvertibleModuleWrapper::",
-        name_of(direction),
-        "()");
+    check(direction);
     if (!options.disable()) {
-      const detail::Tensors inputs = detail::pack(args...);
+      detail::Tensors inputs = detail::pack(args...);
       if (detail::runs_as_node(inputs, *module)) {
-        return detail::unpack<Result>(run(direction, inputs));
+        const detail::Tensors conditions =
+            detail::split_off(inputs, kConditions);
+        return detail::unpack<Result>(
+            run(direction, inputs, conditions, /*with_log_det=*/false));
       }
     }
     return plain();
   }
 
+  WithLogDet map(
+      Direction direction,
+      const at::Tensor& input,
+      const detail::Tensors& conditions,
+      bool with_log_det) override {
+    check(direction);
+    TORCH_CHECK(
+        kMapsTensor,
+        "InvertibleModuleWrapper::",
+        name_of(direction),
+        "(): expected a module that maps one tensor to one for its "
+        "log-determinant, or for conditions by given(), but got ",
+        block_->type_name(),
+        ". Join its tensors, or call the module's own members.");
+    if (options.disable() ||
+        !detail::runs_as_node(detail::joined({input}, conditions), *module)) {
+      return detail::run_plainly(
+          *block_, direction, input, conditions, with_log_det);
+    }
+    const bool is_sum = with_log_det && block_->log_det() != LogDet::kZero;
+    detail::Tensors outputs = run(direction, {input}, conditions, is_sum);
+    WithLogDet result{outputs[0], at::Tensor()};
+    if (with_log_det) {
+      result.log_det =
+          is_sum ? outputs[1] : detail::LogDetSum(outputs[0]).take();
+    }
+    return result;
+  }
+
+  void check(Direction direction) const {
+    detail::check_budget(
+        options.memory_budget(),
+        "InvertibleModuleWrapper::",
+        name_of(direction),
+        "()");
+  }
+
   /// Runs the module as one node and frees its inputs.
-  detail::Tensors run(Direction direction, const detail::Tensors& inputs) {
+  detail::Tensors run(
+      Direction direction,
+      const detail::Tensors& inputs,
+      const detail::Tensors& conditions,
+      bool with_log_det) {
     const bool keep = direction == Direction::kForward
         ? options.keep_input()
         : options.keep_input_inverse();
@@ -176,7 +245,8 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
         RecordingOptions{options.preserve_rng_state(), options.debug()});
     detail::BudgetedResults results(options.memory_budget());
     state->recording.keep_results(results.keeper());
-    detail::Tensors outputs = detail::run_node(state, inputs);
+    state->has_log_det = with_log_det;
+    detail::Tensors outputs = detail::run_node(state, inputs, conditions);
     kept_ = results.kept();
     kept_because_ = detail::free_inputs(inputs, outputs, *state);
     return outputs;

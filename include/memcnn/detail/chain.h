@@ -5,7 +5,9 @@
 #include <memcnn/detail/chain_block.h>
 #include <memcnn/detail/chain_graph.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/gradient.h>
 #include <memcnn/detail/kept_blocks.h>
+#include <memcnn/detail/log_det_sum.h>
 #include <memcnn/detail/node_state.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/streams.h>
@@ -16,6 +18,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,6 +34,7 @@ struct ChainSettings {
   int64_t memory_budget = 0; // bytes
   std::optional<at::MemoryFormat> memory_format;
   bool training = true;
+  int64_t anchor_every = 0; // blocks; 0 is never
 };
 
 /// The blocks of a ReversibleSequence, one after the other: what runs in
@@ -41,8 +45,13 @@ struct ChainSettings {
 /// blocks keep of their activations.
 class Chain {
  public:
-  void push_back(std::shared_ptr<Invertible> block) {
+  /// `conditions`: which of those that the chain is given the block gets; none
+  /// for as many as it takes, in their order.
+  void push_back(
+      std::shared_ptr<Invertible> block,
+      std::optional<std::vector<size_t>> conditions) {
     blocks_.push_back(std::move(block));
+    chosen_.push_back(std::move(conditions));
   }
 
   size_t size() const {
@@ -54,29 +63,71 @@ class Chain {
     return plan_.kept();
   }
 
+  /// What is known of the log-determinant: as little as of any block.
+  LogDet log_det() const {
+    LogDet known = LogDet::kZero;
+    for (const auto& block : blocks_) {
+      if (block->log_det() == LogDet::kUnknown) {
+        return LogDet::kUnknown;
+      }
+      if (block->log_det() == LogDet::kSample) {
+        known = LogDet::kSample;
+      }
+    }
+    return known;
+  }
+
+  /// How many conditions the blocks take together: those that each is to get.
+  size_t condition_count() const {
+    size_t count = 0;
+    for (size_t i = 0; i < size(); ++i) {
+      count = std::max(count, conditions_until(i));
+    }
+    return count;
+  }
+
   /// y = f_n(... f_1(x)), or back.
   at::Tensor run(
       Direction direction,
       at::Tensor input,
+      const RunExtras& extras,
       Recording& recording,
       const ChainSettings& settings) {
     return run_blocks(
-        direction, std::move(input), recording, settings, /*graph=*/nullptr);
+               direction,
+               std::move(input),
+               extras,
+               recording,
+               settings,
+               /*graph=*/nullptr)
+        .output;
   }
 
   /// Likewise, as nodes of the caller's graph (Note [Nodes of a chain]).
-  at::Tensor run_as_nodes(
+  WithLogDet run_as_nodes(
       Direction direction,
       const at::Tensor& input,
+      at::TensorList conditions,
+      bool with_log_det,
       RecordingOptions options,
       const ChainSettings& settings) {
     const auto place =
         std::string("ReversibleSequence::") + name_of(direction) + "()";
     check_defined(place, {input});
+    std::optional<LogDetSum> log_det;
+    if (with_log_det) {
+      log_det.emplace(input);
+    }
     ChainGraph graph(place, direction, options, input);
     Recording recording = Recording::start(options);
     const at::NoGradGuard no_grad;
-    return run_blocks(direction, input, recording, settings, &graph);
+    return run_blocks(
+        direction,
+        input,
+        RunExtras{conditions, log_det ? &*log_det : nullptr},
+        recording,
+        settings,
+        &graph);
   }
 
   /// From y and its gradient to x and its own, block by block. One output, one
@@ -89,15 +140,18 @@ class Chain {
     // As in forward: options may have changed since.
     Streams values(std::move(after.outputs[0]), recording.format());
     Streams grads(std::move(after.grad_outputs[0]), recording.format());
+    Tensors grad_conditions(after.conditions.size());
     for (size_t k = size(); k-- > 0;) {
       const size_t i = block_at(direction, k);
-      AfterRun block;
-      block.outputs = values.take_for(*blocks_[i]);
-      block.grad_outputs = grads.take_for(*blocks_[i]);
+      const auto split_dim = recording.block(i).split_dim();
+      AfterRun block = after_block(i, after);
+      block.outputs = recording.block(i).outputs_or(
+          values.take_in(split_dim, blocks_[i]->type_name()),
+          after.retain_graph);
+      block.grad_outputs = grads.take_in(split_dim, blocks_[i]->type_name());
       block.kept_inputs.resize(block.outputs.size());
       block.needs_grad.assign(
           block.outputs.size(), k > 0 || after.needs_grad[0]);
-      block.retain_graph = after.retain_graph;
       BeforeRun before = block_step_back(
           i,
           *blocks_[i],
@@ -108,27 +162,34 @@ class Chain {
       if (!after.retain_graph) {
         recording.block(i).let_go_results();
       }
+      add_condition_gradients(
+          i, grad_conditions, std::move(before.grad_conditions));
       values.set(std::move(before.inputs));
       grads.set(std::move(before.grad_inputs));
     }
-    return {{values.take_whole()}, {grads.take_whole()}};
+    return {
+        {values.take_whole()},
+        {grads.take_whole()},
+        std::move(grad_conditions)};
   }
 
  private:
   /// Runs the blocks. With a graph those that learn nothing, and come before all
   /// that do, are not recorded.
-  at::Tensor run_blocks(
+  WithLogDet run_blocks(
       Direction direction,
       at::Tensor input,
+      const RunExtras& extras,
       Recording& recording,
       const ChainSettings& settings,
       ChainGraph* graph) {
     check_format(direction, input, settings);
+    check_conditions(direction, extras.conditions);
     if (recording.is_recording()) {
       recording.note_format(settings.memory_format);
     }
     const size_t first =
-        graph != nullptr ? first_to_learn(direction, input) : 0;
+        graph != nullptr ? first_to_learn(direction, input, extras) : 0;
     std::optional<KeptBlocks> budget =
         budget_for(direction, input, recording, settings, size() - first);
     Streams streams(std::move(input), settings.memory_format);
@@ -140,17 +201,27 @@ class Chain {
       at_place(here, [&] {
         const auto split_dim = streams.split_dim();
         Tensors inputs = streams.take_for(*blocks_[i]);
+        const Tensors conditions = conditions_of(i, extras.conditions);
+        const RunExtras block_extras{conditions, log_det_for(i, extras)};
         if (k < first) {
-          streams.set(run_unrecorded(direction, *blocks_[i], inputs));
+          streams.set(
+              run_unrecorded(direction, *blocks_[i], inputs, block_extras));
           return;
         }
         if (graph != nullptr) {
           graph->take(split_dim, streams, inputs);
         }
+        Recording& block = recording.block(i);
+        if (recording.is_recording()) {
+          block.note_split_dim(streams.split_dim());
+        }
         Tensors outputs = run_block(
-            direction, i, std::move(inputs), recording.block(i), budget);
+            direction, i, std::move(inputs), block_extras, block, budget);
         if (graph != nullptr) {
-          graph->add(i, blocks_[i], outputs);
+          graph->add(i, blocks_[i], block_extras, outputs);
+        }
+        if (recording.is_recording() && is_anchor(k, first, settings)) {
+          block.keep_outputs(outputs);
         }
         streams.set(std::move(outputs));
       });
@@ -159,20 +230,124 @@ class Chain {
       note_kept(budget);
     }
     if (graph == nullptr) {
-      return streams.take_whole();
+      return {streams.take_whole(), at::Tensor()};
     }
     Streams form = streams.form();
-    return graph->end(streams.take_whole(), std::move(form), recording);
+    return graph->end(
+        streams.take_whole(),
+        extras.log_det != nullptr ? extras.log_det->take() : at::Tensor(),
+        std::move(form),
+        recording);
+  }
+
+  /// Whether what the k-th block of a run returns is kept: the last one's is, in
+  /// any case.
+  bool is_anchor(size_t k, size_t first, const ChainSettings& settings) const {
+    const auto every = static_cast<size_t>(settings.anchor_every);
+    return every > 0 && k + 1 < size() && (k + 1 - first) % every == 0;
+  }
+
+  /// Where a block adds its log-determinant; null where that is 0, or nobody
+  /// asks.
+  LogDetSum* log_det_for(size_t i, const RunExtras& extras) const {
+    return extras.log_det != nullptr && blocks_[i]->log_det() != LogDet::kZero
+        ? extras.log_det
+        : nullptr;
+  }
+
+  /// The place, from 1 on, of the last condition that a block is to get.
+  size_t conditions_until(size_t i) const {
+    if (!chosen_[i]) {
+      return blocks_[i]->condition_count().value_or(0);
+    }
+    size_t until = 0;
+    for (const size_t condition : *chosen_[i]) {
+      until = std::max(until, condition + 1);
+    }
+    return until;
+  }
+
+  /// Stops where the chain is given too few conditions, or too many.
+  void check_conditions(Direction direction, at::TensorList given) const {
+    for (size_t i = 0; i < size(); ++i) {
+      TORCH_CHECK_VALUE(
+          conditions_until(i) <= given.size(),
+          place_of_block(name_of(direction), i, *blocks_[i]),
+          ": expected at least ",
+          conditions_until(i),
+          " conditions for this block, but got ",
+          given.size(),
+          ". Pass them to given({...}), in the order in which push_back() "
+          "counts them.");
+    }
+    TORCH_CHECK_VALUE(
+        given.size() <= condition_count(),
+        "ReversibleSequence::",
+        name_of(direction),
+        "(): expected ",
+        condition_count(),
+        " conditions for all blocks, but got ",
+        given.size(),
+        ". Leave out what no block takes, or say which block gets it by "
+        "push_back(block, {...}).");
+  }
+
+  /// Those of a chain's conditions that the i-th block gets.
+  Tensors conditions_of(size_t i, at::TensorList given) const {
+    if (!chosen_[i]) {
+      return given.slice(0, conditions_until(i)).vec();
+    }
+    Tensors conditions;
+    for (const size_t condition : *chosen_[i]) {
+      conditions.push_back(given[condition]);
+    }
+    return conditions;
+  }
+
+  /// What the i-th block is told in backward, its outputs and their gradients
+  /// apart.
+  AfterRun after_block(size_t i, const AfterRun& after) const {
+    AfterRun block;
+    block.retain_graph = after.retain_graph;
+    block.has_log_det =
+        after.has_log_det && blocks_[i]->log_det() == LogDet::kSample;
+    if (block.has_log_det) {
+      block.grad_log_det = after.grad_log_det;
+    }
+    block.conditions = conditions_of(i, after.conditions);
+    for (size_t j = 0; j < block.conditions.size(); ++j) {
+      block.needs_condition_grad.push_back(
+          after.needs_condition_grad[chosen_[i] ? (*chosen_[i])[j] : j]);
+    }
+    return block;
+  }
+
+  /// Adds those of the i-th block to those of the chain.
+  void add_condition_gradients(size_t i, Tensors& sums, Tensors gradients)
+      const {
+    for (size_t j = 0; j < gradients.size(); ++j) {
+      add_gradient(
+          sums[chosen_[i] ? (*chosen_[i])[j] : j], std::move(gradients[j]));
+    }
   }
 
   /// The first block of a run whose backward somebody may ask for; all have
   /// run alike by then.
-  size_t first_to_learn(Direction direction, const at::Tensor& input) const {
+  size_t first_to_learn(
+      Direction direction,
+      const at::Tensor& input,
+      const RunExtras& extras) const {
+    const auto learns = [](const at::Tensor& t) {
+      return t.requires_grad();
+    };
     size_t first = 0;
-    while (!input.requires_grad() && first + 1 < size() &&
-           !any_parameter(
-               blocks_[block_at(direction, first)]->module(),
-               [](const at::Tensor& p) { return p.requires_grad(); })) {
+    while (!input.requires_grad() && first + 1 < size()) {
+      const size_t i = block_at(direction, first);
+      const Tensors conditions = conditions_of(i, extras.conditions);
+      if (any_parameter(blocks_[i]->module(), learns) ||
+          std::any_of(conditions.begin(), conditions.end(), learns)) {
+        break;
+      }
       ++first;
     }
     return first;
@@ -181,11 +356,14 @@ class Chain {
   /// Runs a block that has nothing to learn. Should it reach a tensor that
   /// nobody registered, and that has, its outputs say so, where they may have a
   /// graph.
-  static Tensors
-  run_unrecorded(Direction direction, Invertible& block, Tensors& inputs) {
+  static Tensors run_unrecorded(
+      Direction direction,
+      Invertible& block,
+      Tensors& inputs,
+      const RunExtras& extras) {
     const at::AutoGradMode with_graph(true);
     Recording off = Recording::off();
-    Tensors outputs = block.run(direction, std::move(inputs), off);
+    Tensors outputs = block.run_with(direction, std::move(inputs), extras, off);
     ends_of(outputs, /*arguments=*/{}, block.module());
     return outputs;
   }
@@ -194,14 +372,16 @@ class Chain {
       Direction direction,
       size_t i,
       Tensors inputs,
+      const RunExtras& extras,
       Recording& recording,
       std::optional<KeptBlocks>& budget) {
     Invertible& block = *blocks_[i];
     if (recording.is_recording()) {
       recording.note_inputs(inputs);
     }
-    return budget ? budget->run(block, direction, std::move(inputs), recording)
-                  : block.run(direction, std::move(inputs), recording);
+    return budget
+        ? budget->run(block, direction, std::move(inputs), extras, recording)
+        : block.run_with(direction, std::move(inputs), extras, recording);
   }
 
   /// The k-th block to run in a direction.
@@ -278,6 +458,7 @@ class Chain {
   }
 
   std::vector<std::shared_ptr<Invertible>> blocks_;
+  std::vector<std::optional<std::vector<size_t>>> chosen_; // conditions
   BudgetPlan plan_;
 };
 

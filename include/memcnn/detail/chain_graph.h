@@ -82,7 +82,7 @@ class ChainGraph {
       if (front_ != nullptr) {
         front_ = node.get();
       }
-      add_node(std::move(node), {}, inputs);
+      add_node(node, {}, inputs);
     }
     for (const at::Tensor& input : inputs) {
       const bool keep = blocks_.empty() && !is_differentiable(input);
@@ -94,6 +94,7 @@ class ChainGraph {
   void add(
       size_t i,
       const std::shared_ptr<Invertible>& block,
+      const RunExtras& extras,
       const Tensors& outputs) {
     for (const at::Tensor& output : outputs) {
       check_returned(place_, output);
@@ -104,6 +105,7 @@ class ChainGraph {
         front_,
         turns_);
     node->state().inputs = std::exchange(kept_inputs_, {});
+    node->state().conditions = saved_conditions(extras.conditions);
     const Tensors parameters = trained_parameters(block->module());
     for (const at::Tensor& parameter : parameters) {
       check_mode(place_, parameter);
@@ -111,12 +113,21 @@ class ChainGraph {
     }
     blocks_.push_back(node.get());
     front_ = node.get();
-    add_node(std::move(node), parameters, outputs);
+    add_node(node, joined(extras.conditions.vec(), parameters), outputs);
+    if (extras.log_det != nullptr) {
+      node->state().has_log_det = true;
+      log_det_edges_.emplace_back(
+          node, node->add_input_metadata(extras.log_det->so_far()));
+    }
   }
 
-  /// All blocks have run. Returns their output as part of the graph. `form` is
-  /// what the last of them returned.
-  at::Tensor end(const at::Tensor& whole, Streams form, Recording& recording) {
+  /// All blocks have run. Returns their output, and the log-determinant if there
+  /// is one, as part of the graph. `form` is what the last of them returned.
+  WithLogDet end(
+      const at::Tensor& whole,
+      at::Tensor log_det,
+      Streams form,
+      Recording& recording) {
     at::Tensor output = detached(whole);
     const at::Device device = compute_device_of(output);
     const CaptureId capture = capture_of(device);
@@ -136,17 +147,28 @@ class ChainGraph {
     state.outputs.emplace_back(detached(output));
     if (is_differentiable(output)) {
       auto node = make_node<OutputNode>(std::move(state), std::move(form));
-      node->set_next_edges(all_edges({}));
+      torch::autograd::edge_list edges = all_edges({});
+      const bool has_log_det = !log_det_edges_.empty();
+      std::move(
+          log_det_edges_.begin(),
+          log_det_edges_.end(),
+          std::back_inserter(edges));
+      node->set_next_edges(std::move(edges));
       torch::autograd::set_history(output, node);
+      if (has_log_det) {
+        torch::autograd::set_history(log_det, node);
+      }
     }
-    return output;
+    return {std::move(output), std::move(log_det)};
   }
 
  private:
-  /// From what travelled until now, and parameters, to what travels from now on.
+  /// From what travelled until now, and other tensors, to what travels from now
+  /// on.
   template <class Node>
-  void add_node(Node node, const Tensors& parameters, const Tensors& results) {
-    node->set_next_edges(all_edges(parameters));
+  void
+  add_node(const Node& node, const Tensors& others, const Tensors& results) {
+    node->set_next_edges(all_edges(others));
     for (torch::autograd::edge_list* edges : {&edges_, &value_edges_}) {
       for (const at::Tensor& result : results) {
         edges->emplace_back(node, node->add_input_metadata(result));
@@ -155,10 +177,12 @@ class ChainGraph {
   }
 
   /// Those of the next node, given away.
-  torch::autograd::edge_list all_edges(const Tensors& parameters) {
+  torch::autograd::edge_list all_edges(const Tensors& others) {
     torch::autograd::edge_list edges = std::exchange(edges_, {});
-    for (const at::Tensor& parameter : parameters) {
-      edges.push_back(torch::autograd::impl::gradient_edge(parameter));
+    for (const at::Tensor& other : others) {
+      edges.push_back(
+          other.requires_grad() ? torch::autograd::impl::gradient_edge(other)
+                                : torch::autograd::Edge());
     }
     std::move(
         value_edges_.begin(), value_edges_.end(), std::back_inserter(edges));
@@ -172,6 +196,7 @@ class ChainGraph {
   std::shared_ptr<std::mutex> turns_ = std::make_shared<std::mutex>();
   torch::autograd::edge_list edges_; // of the gradients of what travels
   torch::autograd::edge_list value_edges_; // of what travels itself
+  torch::autograd::edge_list log_det_edges_; // of all blocks that have one
   std::vector<Saved> kept_inputs_; // of the next block
   ChainNode* front_ = nullptr; // of the next one that wants values
   std::vector<BlockNode*> blocks_; // the graph holds them

@@ -53,7 +53,14 @@ namespace memcnn::detail {
 //    in the middle of the chain, also in front of all that the first pass ran.
 //    Every block that runs leaves the values in front of it there until the
 //    graph is let go: as much memory as the plain modules take.
-// 5. A block inside of another module that runs as one node (a sequence in a
+// 5. The log-determinant is a second result of the output's node, which hands its
+//    gradient to every block that has one, by an edge each: it is never a
+//    stream, and N numbers whatever the depth. Conditions are inputs of each
+//    block that takes them, and the engine adds up their gradients.
+// 6. An anchor (anchor_every) is what a block returned, kept by its node: a pass
+//    goes on from there with the true values instead of with those that it
+//    rebuilt until there.
+// 7. A block inside of another module that runs as one node (a sequence in a
 //    wrapper) is none: the outer node asks for its backward_step().
 
 /// What is true of every node of a chain.
@@ -68,14 +75,17 @@ class ChainNode : public torch::autograd::Node {
   struct Arrived {
     Tensors gradients;
     Tensors values; // as many; undefined if the pass began here
+    at::Tensor grad_log_det; // of a block that was asked for one
   };
 
   Arrived arrived(Tensors&& inputs) const {
-    const auto middle = std::make_move_iterator(
-        inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size() / 2));
-    Arrived arrived{
-        {std::make_move_iterator(inputs.begin()), middle},
-        {middle, std::make_move_iterator(inputs.end())}};
+    Arrived arrived;
+    if (inputs.size() % 2 != 0) {
+      arrived.grad_log_det = std::move(inputs.back());
+      inputs.pop_back();
+    }
+    arrived.values = split_off(inputs, inputs.size() / 2);
+    arrived.gradients = std::move(inputs);
     complete(arrived.gradients);
     return arrived;
   }
@@ -176,12 +186,17 @@ class BlockNode final : public ChainNode {
     state_.released = !is_graph_retained(); // even if this pass fails
     ParameterGradients parameters(
         tensors_of(state_.parameters),
-        wanted_of(*this, state_.inputs.size(), state_.parameters.size()));
+        wanted_of(
+            *this,
+            state_.inputs.size() + state_.conditions.size(),
+            state_.parameters.size()));
     AfterRun after = after_run(arrived(std::move(inputs)));
     const bool goes_on = after.needs_grad[0];
 
     BeforeRun before = step(std::move(after), parameters);
     Tensors results = std::move(before.grad_inputs);
+    before.grad_conditions.resize(state_.conditions.size());
+    append(results, std::move(before.grad_conditions));
     append(results, parameters.take());
     if (front_ != nullptr) {
       append(results, values_for_front(std::move(before.inputs), goes_on));
@@ -195,16 +210,22 @@ class BlockNode final : public ChainNode {
   }
 
   /// What backward_step() is told.
-  AfterRun after_run(Arrived arrived) const {
+  AfterRun after_run(Arrived arrived) {
     AfterRun after;
-    after.outputs =
-        all_defined(arrived.values) ? std::move(arrived.values) : kept_;
+    after.retain_graph = is_graph_retained();
+    after.outputs = state_.recording.outputs_or(
+        all_defined(arrived.values) ? std::move(arrived.values) : kept_,
+        after.retain_graph);
     TORCH_INTERNAL_ASSERT(
         !after.outputs.empty(), "a pass that begins inside of a sequence");
     after.grad_outputs = std::move(arrived.gradients);
     after.kept_inputs = tensors_of(state_.inputs);
     after.needs_grad = wanted_of(*this, 0, state_.inputs.size());
-    after.retain_graph = is_graph_retained();
+    after.has_log_det = state_.has_log_det;
+    after.grad_log_det = std::move(arrived.grad_log_det);
+    after.conditions = tensors_of(state_.conditions);
+    after.needs_condition_grad =
+        wanted_of(*this, state_.inputs.size(), state_.conditions.size());
     return after;
   }
 
@@ -241,7 +262,8 @@ class BlockNode final : public ChainNode {
   Tensors kept_;
 };
 
-/// The end of a chain: keeps its output, and begins every pass with it.
+/// The end of a chain: keeps its output, and begins every pass with it. The
+/// gradient of the log-determinant, a sum over blocks, goes to each of them.
 class OutputNode final : public torch::autograd::Node {
  public:
   /// `form` is what the last block returned, its tensors apart.
@@ -262,6 +284,9 @@ class OutputNode final : public torch::autograd::Node {
     check(state_);
     Tensors results = as_last_block(std::move(grad_outputs[0]));
     append(results, as_last_block(std::move(take_outputs(state_)[0])));
+    if (grad_outputs.size() > 1) {
+      results.resize(num_outputs(), grad_outputs[1]);
+    }
     if (!is_graph_retained()) {
       release(state_);
     }

@@ -90,6 +90,10 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     }
   }
 
+  at::Tensor forward(const at::Tensor& input) {
+    return TensorMap::forward(input); // AnyModule wants it of this class
+  }
+
   /// As they were given; fixed since then.
   const CouplingOptions& options() const {
     return options_;
@@ -379,9 +383,10 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     Tensors value_grads = take_back(undoing, i, std::move(value));
     // (4) The branch takes it to its parameters and to the other half.
     Tensors grads = branch.gradients(std::move(value_grads));
-    add_gradients(
-        undoing.grad_conditions,
-        split_off(grads, undoing.after.conditions.size()));
+    Tensors of_conditions = split_off(grads, undoing.after.conditions.size());
+    for (size_t k = 0; k < of_conditions.size(); ++k) {
+      add_gradient(undoing.grad_conditions[k], std::move(of_conditions[k]));
+    }
     if (grads[0].defined()) {
       undoing.grads[1 - i].add_(grads[0]);
     }

@@ -236,23 +236,19 @@ inline Ends ends_of(
   return ends;
 }
 
-/// Adds gradients to sums, of which some may be undefined yet; a gradient that is
-/// undefined adds nothing.
-inline void add_gradients(Tensors& sums, Tensors gradients) {
-  for (size_t i = 0; i < sums.size(); ++i) {
-    at::Tensor& sum = sums[i];
-    at::Tensor& gradient = gradients[i];
-    if (!gradient.defined()) {
-      continue;
-    }
-    if (!sum.defined()) {
-      // What others refer to they may go on to overwrite.
-      sum = is_its_own(gradient) ? std::move(gradient) : gradient.clone();
-    } else if (is_sole_owner(sum) && !at::GradMode::is_enabled()) {
-      sum.add_(gradient);
-    } else {
-      sum = sum + gradient;
-    }
+/// Adds a gradient to a sum, which may be undefined yet; one that is undefined
+/// adds nothing.
+inline void add_gradient(at::Tensor& sum, at::Tensor gradient) {
+  if (!gradient.defined()) {
+    return;
+  }
+  if (!sum.defined()) {
+    // What others refer to they may go on to overwrite.
+    sum = is_its_own(gradient) ? std::move(gradient) : gradient.clone();
+  } else if (is_sole_owner(sum) && !at::GradMode::is_enabled()) {
+    sum.add_(gradient);
+  } else {
+    sum = sum + gradient;
   }
 }
 

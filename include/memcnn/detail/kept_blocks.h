@@ -155,6 +155,7 @@ class KeptBlocks {
       Invertible& block,
       Direction direction,
       Tensors inputs,
+      const RunExtras& extras,
       Recording& recording) {
     const size_t k = blocks_.size();
     const BudgetPlan::Block* plan = planned(k);
@@ -164,9 +165,9 @@ class KeptBlocks {
     recording.keep_results(keeps ? &kept.results : nullptr);
     Tensors outputs;
     if (plan ? plan->is_whole : is_measured_) {
-      outputs = run_whole(k, block, direction, std::move(inputs));
+      outputs = run_whole(k, block, direction, std::move(inputs), extras);
     } else {
-      outputs = block.run(direction, std::move(inputs), recording);
+      outputs = block.run_with(direction, std::move(inputs), extras, recording);
       kept.results.enter(choice_, k);
     }
     choice_.make_room();
@@ -257,8 +258,12 @@ class KeptBlocks {
 
   /// With a graph, which is kept. Results that the graph has as well cost
   /// nothing, others are not needed beside it.
-  Tensors
-  run_whole(size_t k, Invertible& block, Direction direction, Tensors inputs) {
+  Tensors run_whole(
+      size_t k,
+      Invertible& block,
+      Direction direction,
+      Tensors inputs,
+      const RunExtras& extras) {
     auto run = std::make_shared<KeptRun>();
     Block& kept = blocks_[k];
     for (at::Tensor& input : inputs) {
@@ -266,11 +271,21 @@ class KeptBlocks {
       run->arguments.push_back(input.detach().requires_grad_());
       input.reset();
     }
+    for (const at::Tensor& condition : extras.conditions) {
+      run->arguments.push_back(condition.detach());
+      if (is_differentiable(condition)) {
+        run->arguments.back().requires_grad_();
+      }
+    }
     const int64_t added =
-        run_with_graph(block, direction, *run, kept.recording);
+        run_with_graph(block, direction, *run, extras, kept.recording);
     Tensors outputs;
     for (const at::Tensor& output : run->outputs) {
       outputs.push_back(output.detach());
+    }
+    if (extras.log_det != nullptr) {
+      extras.log_det->add(outputs.back());
+      outputs.pop_back();
     }
     KeptRun::of(kept.recording) = std::move(run);
     kept.is_whole = true;
@@ -288,13 +303,28 @@ class KeptBlocks {
       Invertible& block,
       Direction direction,
       KeptRun& run,
+      const RunExtras& extras,
       Recording& recording) const {
+    const at::TensorList arguments = run.arguments;
+    const size_t inputs = arguments.size() - extras.conditions.size();
     std::optional<AllocationMeter> added;
     if (is_measured_) {
       added.emplace();
     }
     const at::AutoGradMode with_graph(true);
-    run.outputs = block.run(direction, run.arguments, recording);
+    // A sum of its own, since it has a graph.
+    std::optional<LogDetSum> log_det;
+    if (extras.log_det != nullptr) {
+      log_det.emplace(arguments[0]);
+    }
+    run.outputs = block.run_with(
+        direction,
+        arguments.slice(0, inputs).vec(),
+        RunExtras{arguments.slice(inputs), log_det ? &*log_det : nullptr},
+        recording);
+    if (log_det) {
+      run.outputs.push_back(log_det->take());
+    }
     return added ? added->held_bytes() : 0;
   }
 

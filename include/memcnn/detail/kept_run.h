@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <memory>
 #include <utility>
 
@@ -22,8 +23,8 @@ struct KeptRun {
     return recording.kept_run_;
   }
 
-  Tensors arguments;
-  Tensors outputs;
+  Tensors arguments; // inputs, and then conditions
+  Tensors outputs; // and the log-determinant, where that was asked for
   /// Where the graph does not hold its activations by itself.
   std::shared_ptr<SavedTensors> saved;
 };
@@ -42,16 +43,18 @@ inline BeforeRun kept_backward_step(
   }
   after.outputs.clear();
   LocalRun run(
-      block.module(), std::move(kept.arguments), after.needs_grad, parameters);
+      block.module(),
+      std::move(kept.arguments),
+      joined(after.needs_grad, after.needs_condition_grad),
+      parameters);
   run.outputs = std::move(kept.outputs);
 
   BeforeRun before;
-  for (const at::Tensor& argument : run.arguments) {
-    before.inputs.push_back(detached(argument));
+  for (size_t i = 0; i < after.needs_grad.size(); ++i) {
+    before.inputs.push_back(detached(run.arguments[i]));
   }
-  before.grad_inputs = run.gradients(
-      std::move(after.grad_outputs),
-      after.retain_graph ? GraphUse::kRetain : GraphUse::kFree);
+  const GraphUse use = after.retain_graph ? GraphUse::kRetain : GraphUse::kFree;
+  take_gradients(run, std::move(after), use, before);
   return before;
 }
 

@@ -53,6 +53,12 @@ class LogDetSum {
     }
   }
 
+  /// The sum until now.
+  const at::Tensor& so_far() {
+    make();
+    return sum_;
+  }
+
   /// The sum, given away; zeros where nothing was added.
   at::Tensor take() {
     make();

@@ -3,6 +3,7 @@
 
 #include <memcnn/detail/capture.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/log_det_sum.h>
 #include <memcnn/detail/node_state.h>
 #include <memcnn/detail/parts.h>
 #include <memcnn/detail/saved.h>
@@ -38,6 +39,7 @@ class InvertibleFunction
   static torch::autograd::variable_list forward(
       torch::autograd::AutogradContext* context,
       at::TensorList inputs,
+      at::TensorList conditions,
       at::TensorList parameters,
       const State& state) {
     context->set_materialize_grads(false);
@@ -46,8 +48,16 @@ class InvertibleFunction
     for (const at::Tensor& input : inputs) {
       versions.push_back(version_of(input));
     }
-    Tensors outputs =
-        state->block->run(state->direction, inputs.vec(), state->recording);
+    state->conditions = saved_conditions(conditions);
+    std::optional<LogDetSum> log_det;
+    if (state->has_log_det) {
+      log_det.emplace(inputs[0]);
+    }
+    Tensors outputs = state->block->run_with(
+        state->direction,
+        inputs.vec(),
+        RunExtras{conditions, log_det ? &*log_det : nullptr},
+        state->recording);
     state->recording.replay_from_here();
     state->device = compute_device_of(outputs);
     state->capture = capture_of(state->device);
@@ -56,6 +66,9 @@ class InvertibleFunction
     // A node's saved_data holds IValues, and a capsule is the one that holds an
     // object of any class.
     context->saved_data["state"] = c10::IValue::make_capsule(state);
+    if (log_det) { // backward does not need it: not saved
+      outputs.push_back(log_det->take());
+    }
     return outputs;
   }
 
@@ -67,11 +80,13 @@ class InvertibleFunction
     check(*state);
     const torch::autograd::Node& node = *torch::autograd::get_current_node();
     const size_t inputs = state->inputs.size();
+    const size_t conditions = state->conditions.size();
     ParameterGradients parameters(
         tensors_of(state->parameters),
-        wanted_of(node, inputs, state->parameters.size()));
+        wanted_of(node, inputs + conditions, state->parameters.size()));
     AfterRun after =
         after_run(*state, grad_outputs, wanted_of(node, 0, inputs));
+    after.needs_condition_grad = wanted_of(node, inputs, conditions);
     BeforeRun before = at::GradMode::is_enabled()
         ? DifferentiableStep::back(*state, std::move(after), parameters)
         : step_back(
@@ -83,6 +98,10 @@ class InvertibleFunction
 
     restore_inputs(*state, before.inputs);
     Tensors gradients = std::move(before.grad_inputs);
+    before.grad_conditions.resize(conditions);
+    for (at::Tensor& gradient : before.grad_conditions) {
+      gradients.push_back(std::move(gradient));
+    }
     for (at::Tensor& gradient : parameters.take()) {
       gradients.push_back(std::move(gradient));
     }
@@ -157,7 +176,13 @@ class InvertibleFunction
     AfterRun after;
     after.retain_graph = is_graph_retained();
     after.outputs = take_outputs(state);
+    after.has_log_det = state.has_log_det;
+    if (state.has_log_det) {
+      after.grad_log_det = std::move(grad_outputs.back());
+      grad_outputs.pop_back();
+    }
     after.grad_outputs = std::move(grad_outputs);
+    after.conditions = tensors_of(state.conditions);
     after.kept_inputs = tensors_of(state.inputs);
     after.needs_grad = std::move(needs_grad);
     return after;
@@ -199,14 +224,19 @@ inline bool runs_as_node(
   });
 }
 
-/// Runs a module as one autograd node.
+/// Runs a module as one autograd node. Returns its log-determinant last, where the
+/// state says that it is asked for one.
 inline Tensors run_node(
     c10::intrusive_ptr<NodeState> state,
-    const Tensors& inputs) {
+    const Tensors& inputs,
+    const Tensors& conditions = {}) {
   check_defined(state->place, inputs);
   const Tensors parameters = trained_parameters(state->block->module());
   return InvertibleFunction::apply(
-      at::TensorList(inputs), at::TensorList(parameters), state);
+      at::TensorList(inputs),
+      at::TensorList(conditions),
+      at::TensorList(parameters),
+      state);
 }
 
 } // namespace memcnn::detail

@@ -57,6 +57,8 @@ struct NodeState : torch::CustomClassHolder {
   std::vector<Saved> inputs; // those kept; the others are undefined
   std::vector<Saved> outputs; // none if all inputs are kept
   std::vector<Saved> parameters;
+  std::vector<Saved> conditions;
+  bool has_log_det = false; // the run was asked for one, which is not 0
   std::vector<std::optional<FreedStorage>> freed; // one an input
   bool released = false;
 };
@@ -78,11 +80,6 @@ inline void check_returned(const std::string& place, const at::Tensor& output) {
       place,
       ": expected defined tensors from the module, but got an undefined one. "
       "Return an empty tensor instead.");
-}
-
-/// Others have no gradient, and are no function of one: they are not rebuilt.
-inline bool is_differentiable(const at::Tensor& tensor) {
-  return tensor.is_floating_point() || tensor.is_complex();
 }
 
 inline Tensors tensors_of(const std::vector<Saved>& saved) {
@@ -164,9 +161,23 @@ inline void check(const NodeState& state) {
       "Use the out-of-place form of the operation.");
   check_unchanged(
       state,
+      state.conditions,
+      "the conditions that it was given to be unchanged until backward",
+      "Use the out-of-place form of the operation, or pass a clone().");
+  check_unchanged(
+      state,
       state.parameters,
       "its parameters to be unchanged between forward and backward",
       "Step the optimiser after backward.");
+}
+
+/// What a node keeps of the conditions of its run: aliases, without their graph.
+inline std::vector<Saved> saved_conditions(at::TensorList conditions) {
+  std::vector<Saved> saved;
+  for (const at::Tensor& condition : conditions) {
+    saved.emplace_back(detached(condition));
+  }
+  return saved;
 }
 
 /// Whether another pass over the graph may follow the present one.
@@ -228,15 +239,19 @@ struct DifferentiableStep {
     before.inputs =
         state.block->rebuild(state.direction, after, state.recording);
 
-    Attached inputs(before.inputs, *torch::autograd::get_current_node());
+    // Inputs of the node come first, and then conditions.
+    Attached arguments(
+        joined(before.inputs, after.conditions),
+        *torch::autograd::get_current_node());
     const Recording::ReplayScope scope(state.recording);
     LocalRun again(
-        state.block->module(), inputs.tensors(), after.needs_grad, parameters);
-    again.outputs =
-        state.block->run(state.direction, again.arguments, state.recording);
-    before.grad_inputs = again.gradients(
-        std::move(after.grad_outputs), GraphUse::kDifferentiate);
-    inputs.open();
+        state.block->module(),
+        arguments.tensors(),
+        joined(after.needs_grad, after.needs_condition_grad),
+        parameters);
+    state.block->run_again(state.direction, after, again, state.recording);
+    take_gradients(again, std::move(after), GraphUse::kDifferentiate, before);
+    arguments.open();
     return before;
   }
 };
@@ -246,6 +261,7 @@ inline void release(NodeState& state) {
   state.inputs.clear();
   state.outputs.clear();
   state.parameters.clear();
+  state.conditions.clear();
   state.freed.clear();
   state.recording = Recording::off();
   state.released = true;

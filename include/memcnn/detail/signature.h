@@ -56,6 +56,16 @@ template <class M>
 inline constexpr bool has_inverse_v =
     !std::is_void_v<typename inverse_signature<M>::type>;
 
+/// Whether a module has forward_with_log_det and inverse_with_log_det.
+template <class M, class = void>
+inline constexpr bool has_log_det_v = false;
+template <class M>
+inline constexpr bool has_log_det_v<
+    M,
+    std::void_t<
+        decltype(&M::forward_with_log_det),
+        decltype(&M::inverse_with_log_det)>> = true;
+
 /// Whether a signature maps one Tensor to one Tensor.
 template <class Signature>
 inline constexpr bool maps_tensor_v = false;
@@ -63,6 +73,20 @@ template <class R, class Arg>
 inline constexpr bool maps_tensor_v<R(Arg)> =
     std::is_same_v<std::decay_t<R>, at::Tensor>&&
         std::is_same_v<std::decay_t<Arg>, at::Tensor>;
+
+/// Whether two signatures map one Tensor to one Tensor, given as many others,
+/// the same number in both.
+template <class Forward, class Inverse>
+inline constexpr bool maps_tensor_given_v = false;
+template <class R, class... Args, class S, class... Brgs>
+inline constexpr bool maps_tensor_given_v<R(Args...), S(Brgs...)> = sizeof...(
+                                                                        Args) ==
+        sizeof...(Brgs) &&
+    sizeof...(Args) > 0 &&
+    std::is_same_v<std::decay_t<R>,
+                   at::Tensor>&& std::is_same_v<std::decay_t<S>, at::Tensor> &&
+    (std::is_same_v<std::decay_t<Args>, at::Tensor> && ...) &&
+    (std::is_same_v<std::decay_t<Brgs>, at::Tensor> && ...);
 
 // Packs: how a function's arguments or result become a flat list of tensors,
 // and back. A pack is Tensors, one tuple of Tensors, or one vector of Tensors.
@@ -124,6 +148,40 @@ T tuple_from(const std::vector<at::Tensor>& flat, std::index_sequence<I...>) {
   return T(flat[I]...);
 }
 
+/// How many tensors a pack of type T holds; -1 where any number will do.
+template <class T>
+constexpr std::ptrdiff_t pack_size() {
+  if constexpr (is_tensor_vector_v<T>) {
+    return -1;
+  } else if constexpr (is_tensor_tuple<T>::value) {
+    return std::tuple_size_v<T>;
+  } else {
+    return 1;
+  }
+}
+
+/// How many of the tensors that forward and inverse of a module take are
+/// conditions: those, the last ones, that the other does not return.
+template <class Forward, class Inverse>
+inline constexpr std::ptrdiff_t conditions_in_v = 0;
+template <class R, class... Args, class S, class... Brgs>
+inline constexpr std::ptrdiff_t conditions_in_v<R(Args...), S(Brgs...)> = [] {
+  constexpr std::ptrdiff_t kForward =
+      (pack_size<std::decay_t<Args>>() + ... + 0);
+  constexpr std::ptrdiff_t kInverse =
+      (pack_size<std::decay_t<Brgs>>() + ... + 0);
+  constexpr std::ptrdiff_t kOutputs = pack_size<std::decay_t<R>>();
+  constexpr std::ptrdiff_t kInputs = pack_size<std::decay_t<S>>();
+  constexpr bool kAnyNumber =
+      ((pack_size<std::decay_t<Args>>() < 0) || ... || false) ||
+      ((pack_size<std::decay_t<Brgs>>() < 0) || ... || false) || kOutputs < 0 ||
+      kInputs < 0;
+  return !kAnyNumber && kForward > kInputs &&
+          kForward - kInputs == kInverse - kOutputs
+      ? kForward - kInputs
+      : 0;
+}();
+
 /// The pack of type T that these tensors make; the caller has checked their
 /// number.
 template <class T>
@@ -157,7 +215,7 @@ struct Spread<R(Args...)> {
     if constexpr ((is_tensor_vector_v<std::decay_t<Args>> || ...)) {
       return -1;
     } else {
-      return (count_one<std::decay_t<Args>>() + ... + 0);
+      return (pack_size<std::decay_t<Args>>() + ... + 0);
     }
   }
 
@@ -166,15 +224,6 @@ struct Spread<R(Args...)> {
   static R
   each(Fn& fn, const std::vector<at::Tensor>& flat, std::index_sequence<I...>) {
     return fn(flat[I]...);
-  }
-
-  template <class T>
-  static constexpr std::ptrdiff_t count_one() {
-    if constexpr (is_tensor_tuple<T>::value) {
-      return std::tuple_size_v<T>;
-    } else {
-      return 1;
-    }
   }
 };
 

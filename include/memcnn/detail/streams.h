@@ -51,7 +51,14 @@ class Streams {
   /// The tensors in the form that a block takes, given away: the block is then
   /// their only owner, and may overwrite them.
   Tensors take_for(const Invertible& block) {
-    return take_in(block.takes_halves_of(), block.type_name());
+    return take_in(form_for(block), block.type_name());
+  }
+
+  /// The form that a block takes: as it is, where that is as good.
+  std::optional<int64_t> form_for(const Invertible& block) const {
+    return split_dim_ && block.takes_halves_along(*split_dim_)
+        ? split_dim_
+        : block.takes_halves_of();
   }
 
   /// Likewise as halves of a dimension, or as one whole without one. `taker`

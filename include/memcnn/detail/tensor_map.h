@@ -15,10 +15,35 @@
 
 namespace memcnn::detail {
 
+/// One map of a module that maps one tensor to one, with ordinary autograd.
+inline WithLogDet run_plainly(
+    Invertible& block,
+    Direction direction,
+    const at::Tensor& input,
+    const std::vector<at::Tensor>& conditions,
+    bool with_log_det) {
+  Recording off = Recording::off();
+  std::optional<LogDetSum> log_det;
+  if (with_log_det) {
+    log_det.emplace(input);
+  }
+  WithLogDet result;
+  result.output = block.run_with(
+      direction,
+      {input},
+      RunExtras{conditions, log_det ? &*log_det : nullptr},
+      off)[0];
+  if (log_det) {
+    result.log_det = log_det->take();
+  }
+  return result;
+}
+
 /// What users call of an invertible module of this library that maps one tensor
 /// to one: the base of couplings, layers and sequences.
 ///
-/// By itself these methods run the module plainly, with ordinary autograd; what
+/// A module has a forward() of its own as well, which calls this one: LibTorch's
+/// AnyModule takes no inherited one. By itself these methods run the module plainly, with ordinary autograd; what
 /// saves memory overrides map().
 class TensorMap : public Invertible, private ConditionalMap {
  public:
@@ -52,21 +77,7 @@ class TensorMap : public Invertible, private ConditionalMap {
       const at::Tensor& input,
       const std::vector<at::Tensor>& conditions,
       bool with_log_det) override {
-    Recording off = Recording::off();
-    std::optional<LogDetSum> log_det;
-    if (with_log_det) {
-      log_det.emplace(input);
-    }
-    WithLogDet result;
-    result.output = run_with(
-        direction,
-        {input},
-        RunExtras{conditions, log_det ? &*log_det : nullptr},
-        off)[0];
-    if (log_det) {
-      result.log_det = log_det->take();
-    }
-    return result;
+    return run_plainly(*this, direction, input, conditions, with_log_det);
   }
 };
 

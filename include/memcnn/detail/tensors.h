@@ -39,6 +39,11 @@ inline Tensors split_off(Tensors& tensors, size_t count) {
   return last;
 }
 
+/// Others have no gradient, and are no function of one: they are not rebuilt.
+inline bool is_differentiable(const at::Tensor& tensor) {
+  return tensor.is_floating_point() || tensor.is_complex();
+}
+
 /// Where tensors are computed with: on the device of one that is not on the CPU,
 /// if there is one.
 inline at::Device compute_device_of(at::TensorList tensors) {
