@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/nn/pimpl.h>
 
+#include <cstddef>
 #include <vector>
 
 namespace memcnn {
@@ -19,6 +20,7 @@ struct AdditiveLaw {
   static constexpr const char* kName = "AdditiveCoupling";
   static constexpr bool kCanBeExact = true;
   static constexpr LogDet kLogDet = LogDet::kZero;
+  static constexpr size_t kApplied = 1;
   using Value = at::Tensor;
 
   static std::vector<at::Tensor> tensors(const Value& value) {

@@ -26,6 +26,7 @@ struct AffineLaw {
   static constexpr const char* kName = "AffineCoupling";
   static constexpr bool kCanBeExact = false;
   static constexpr LogDet kLogDet = LogDet::kSample;
+  static constexpr size_t kApplied = 2; // not log_scale
   using Value = ScaleShift;
 
   static std::vector<at::Tensor> tensors(const Value& value) {

@@ -64,7 +64,7 @@ struct BranchCall {
   }
 
   /// Stops where a tensor of the value cannot update the other half.
-  void check(const at::Tensor& part, const at::Tensor& updated) const {
+  void check_sizes(const at::Tensor& part, const at::Tensor& updated) const {
     TORCH_CHECK_VALUE(
         part.defined() && part.sizes() == updated.sizes(),
         place_of(coupling, direction),
@@ -80,6 +80,10 @@ struct BranchCall {
         split_dim,
         "). Give an even size in that dim, or a branch that maps one half to "
         "the sizes of the other.");
+  }
+
+  /// Stops where it would widen the other half.
+  void check_dtype(const at::Tensor& part, const at::Tensor& updated) const {
     TORCH_CHECK_TYPE(
         at::result_type(updated, part) == updated.scalar_type(),
         place_of(coupling, direction),

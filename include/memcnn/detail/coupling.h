@@ -46,6 +46,8 @@ namespace memcnn::detail {
 ///   kCanBeExact                           whether rounded values can be undone
 ///   kLogDet                               kZero or kSample
 ///   Value                                 what a branch returns
+///   kApplied                              how many of a value's tensors, the
+///                                         first ones, update the half
 ///   apply(direction, half, value)         the half, updated or undone
 ///   apply_in_place(...)                   likewise, in the half's memory
 ///   tensors(value), map(value, fn)        a value's tensors; a value of what fn
@@ -201,6 +203,9 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
+    if (none_defined(after.grad_outputs) && !after.grad_log_det.defined()) {
+      return only_rebuilt(direction, after, recording);
+    }
     const LogDetAsked asked(after.grad_log_det.defined());
     const bool whole = after.outputs.size() == 1;
     Halves halves = take_halves(direction, after.outputs);
@@ -235,6 +240,18 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
     before.grad_inputs = needs_input_grad
         ? joined_if(whole, std::move(undoing.grads))
         : Tensors(before.inputs.size());
+    return before;
+  }
+
+  /// Where a pass only goes through, to what log-determinants before depend on.
+  BeforeRun only_rebuilt(
+      Direction direction,
+      const AfterRun& after,
+      Recording& recording) {
+    BeforeRun before;
+    before.inputs = rebuild(direction, after, recording);
+    before.grad_inputs.resize(before.inputs.size());
+    before.grad_conditions.resize(after.conditions.size());
     return before;
   }
 
@@ -341,8 +358,12 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
             });
       });
     });
-    for (const at::Tensor& part : Law::tensors(value)) {
-      where.check(part, updated);
+    const Tensors parts = Law::tensors(value);
+    for (size_t k = 0; k < parts.size(); ++k) {
+      where.check_sizes(parts[k], updated);
+      if (k < Law::kApplied) {
+        where.check_dtype(parts[k], updated);
+      }
     }
     return value;
   }
