@@ -130,6 +130,8 @@ class AnyInvertible : public torch::nn::AnyModule {
   }
 
  private:
+  friend class InverseOfImpl;
+  friend class OnPartImpl;
   friend class ReversibleSequenceImpl;
   struct Checked {};
 

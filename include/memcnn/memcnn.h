@@ -13,7 +13,12 @@
 #include <memcnn/coupling/options.h>
 #include <memcnn/coupling/unchanged.h>
 #include <memcnn/exact_range.h>
+#include <memcnn/flow/haar.h>
+#include <memcnn/flow/inverse_of.h>
 #include <memcnn/flow/multi_scale.h>
+#include <memcnn/flow/on_part.h>
+#include <memcnn/flow/permutation.h>
+#include <memcnn/flow/squeeze.h>
 #include <memcnn/given.h>
 #include <memcnn/invertible.h>
 #include <memcnn/log_det.h>

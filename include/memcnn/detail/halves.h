@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/check_input.h>
 #include <memcnn/detail/dense.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/layout.h>
@@ -34,17 +35,7 @@ inline void check_has_halves(
     const std::string& place,
     const at::Tensor& input,
     int64_t dim) {
-  TORCH_CHECK_VALUE(
-      input.defined(),
-      place,
-      "expected a tensor, but got an undefined one. Pass a tensor of "
-      "floating point values.");
-  TORCH_CHECK_TYPE(
-      input.is_floating_point(),
-      place,
-      "expected a tensor of floating point values, but got ",
-      describe(input),
-      ". Convert it with to(torch::kFloat).");
+  check_floating_point(place, input);
   const int64_t dims = input.dim();
   TORCH_CHECK_VALUE(
       -dims <= dim && dim < dims,

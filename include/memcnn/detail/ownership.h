@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/tensors.h>
+
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 
@@ -26,6 +28,12 @@ inline bool is_its_own(const at::Tensor& tensor) {
   return owners == 1 ||
       (owners == 2 && tensor.is_view() && tensor._base().use_count() == 1 &&
        tensor.nbytes() == tensor.storage().nbytes());
+}
+
+/// What was just made, by itself: nobody is the sole owner of a view, which
+/// refers to what it is a view of. With a graph it stays one.
+inline at::Tensor no_view(const at::Tensor& made) {
+  return made.requires_grad() ? made : detached(made);
 }
 
 /// The tensor, or a copy of it where others would see it change.

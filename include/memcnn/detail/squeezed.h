@@ -1,23 +1,56 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <memcnn/detail/check_input.h>
+#include <memcnn/detail/describe.h>
 #include <memcnn/detail/layout.h>
-#include <memcnn/detail/tensors.h>
+#include <memcnn/detail/ownership.h>
 
 #include <ATen/Functions.h>
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 namespace memcnn::detail {
 
 // Below a tensor is taken apart in (N, C, s1, s2, .., a, b, ..): the entries of
 // each block of s1 x s2 x .. pixels, one block at each of a x b x .. places.
+
+/// The stride of each dimension after dim 1, of which there are one to three; a
+/// single number is that of all. Stops where an input has other dimensions.
+/// `place` begins a message.
+inline at::DimVector strides_for(
+    const std::string& place,
+    const at::Tensor& input,
+    at::IntArrayRef strides) {
+  check_floating_point(place, input);
+  const int64_t dims = input.dim() - 2;
+  TORCH_CHECK_VALUE(
+      1 <= dims && dims <= 3,
+      place,
+      "expected an input (N, C, *) of 3 to 5 dims, but got ",
+      describe(input),
+      ". Add the batch with unsqueeze(0), or flatten dimensions that belong "
+      "together.");
+  if (strides.size() == 1) {
+    return at::DimVector(static_cast<size_t>(dims), strides[0]);
+  }
+  TORCH_CHECK_VALUE(
+      static_cast<size_t>(dims) == strides.size(),
+      place,
+      "expected an input (N, C, *) with a dim for each of the strides ",
+      strides,
+      ", but got ",
+      describe(input),
+      ". Give a stride for each dimension after the channels, or one for all.");
+  return {strides.begin(), strides.end()};
+}
 
 /// How many entries a block has.
 inline int64_t entries_of_block(at::IntArrayRef strides) {
@@ -26,6 +59,40 @@ inline int64_t entries_of_block(at::IntArrayRef strides) {
     entries *= stride;
   }
   return entries;
+}
+
+/// Stops where the sizes of an input are no multiples of the strides.
+inline void check_pixels(
+    const std::string& place,
+    const at::Tensor& input,
+    at::IntArrayRef strides) {
+  for (size_t i = 0; i < strides.size(); ++i) {
+    TORCH_CHECK_VALUE(
+        input.size(static_cast<int64_t>(i) + 2) % strides[i] == 0,
+        place,
+        "expected sizes that are multiples of the strides ",
+        strides,
+        " after the channels, but got ",
+        describe(input),
+        ". Pad the input, or crop it.");
+  }
+}
+
+/// Stops where the channels are not those of whole blocks.
+inline void check_channels(
+    const std::string& place,
+    const at::Tensor& input,
+    at::IntArrayRef strides) {
+  TORCH_CHECK_VALUE(
+      input.size(1) % entries_of_block(strides) == 0,
+      place,
+      "expected a multiple of ",
+      entries_of_block(strides),
+      " channels, the entries of a block of strides ",
+      strides,
+      ", but got ",
+      describe(input),
+      ". Pass what forward() returns.");
 }
 
 /// The blocks of (N, C, s1 a, s2 b, ..): a view.
@@ -82,12 +149,9 @@ inline at::Tensor merged_copy(
     sizes.push_back(sizes[1]);
     sizes.erase(sizes.begin() + 1);
   }
-  at::Tensor copy = source.clone(at::MemoryFormat::Contiguous).view(sizes);
-  if (channels_last) {
-    copy = copy.movedim(-1, 1);
-  }
-  // Not a view, which nobody would be the sole owner of.
-  return at::GradMode::is_enabled() ? copy : detached(copy);
+  const at::Tensor copy =
+      source.clone(at::MemoryFormat::Contiguous).view(sizes);
+  return no_view(channels_last ? copy.movedim(-1, 1) : copy);
 }
 
 /// Moves each block of pixels to channels, (N, C, s1 a, s2 b, ..) to

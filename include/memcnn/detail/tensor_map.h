@@ -79,6 +79,19 @@ class TensorMap : public Invertible, private ConditionalMap {
       bool with_log_det) override {
     return run_plainly(*this, direction, input, conditions, with_log_det);
   }
+
+  /// That of a module inside of this one.
+  static WithLogDet map_of(
+      Invertible& inner,
+      Direction direction,
+      const at::Tensor& input,
+      const std::vector<at::Tensor>& conditions,
+      bool with_log_det) {
+    if (auto* const tensor_map = dynamic_cast<TensorMap*>(&inner)) {
+      return tensor_map->map(direction, input, conditions, with_log_det);
+    }
+    return run_plainly(inner, direction, input, conditions, with_log_det);
+  }
 };
 
 } // namespace memcnn::detail
