@@ -66,77 +66,109 @@ TYPED_TEST_SUITE_P(PythonReference);
 TYPED_TEST_SUITE_P(PythonReferenceCuda);
 
 // One list of tests, for both suites.
-#define MEMCNN_INVERTIBLE_TESTS(Suite)                            \
-  TYPED_TEST_P(Suite, InverseRecoversInputInFloat64) {            \
-    this->checks.inverse_recovers_input(torch::kDouble);          \
-  }                                                               \
-  TYPED_TEST_P(Suite, InverseRecoversInputInFloat32) {            \
-    this->checks.inverse_recovers_input(torch::kFloat);           \
-  }                                                               \
-  TYPED_TEST_P(Suite, InverseRecoversInputInFloat16) {            \
-    this->checks.inverse_recovers_input(torch::kHalf);            \
-  }                                                               \
-  TYPED_TEST_P(Suite, InverseRecoversInputInBFloat16) {           \
-    this->checks.inverse_recovers_input(torch::kBFloat16);        \
-  }                                                               \
-  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradInFloat64) {     \
-    this->checks.gradients_match_plain_autograd(torch::kDouble);  \
-  }                                                               \
-  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradInFloat32) {     \
-    this->checks.gradients_match_plain_autograd(torch::kFloat);   \
-  }                                                               \
-  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradUnderAutocast) { \
-    this->checks.gradients_match_under_autocast();                \
-  }                                                               \
-  TYPED_TEST_P(Suite, GradcheckInFloat64) {                       \
-    this->checks.gradcheck_in_float64();                          \
-  }                                                               \
-  TYPED_TEST_P(Suite, SecondDerivativesMatchPlainAutograd) {      \
-    this->checks.second_derivatives_match_plain_autograd();       \
-  }                                                               \
-  TYPED_TEST_P(Suite, CloneIsDeep) {                              \
-    this->checks.clone_is_deep();                                 \
-  }                                                               \
-  TYPED_TEST_P(Suite, SurvivesSaveAndLoad) {                      \
-    this->checks.survives_save_and_load();                        \
-  }                                                               \
-  TYPED_TEST_P(Suite, PrintsItsOptions) {                         \
-    this->checks.prints_its_options();                            \
-  }                                                               \
-  TYPED_TEST_P(Suite, RejectsIntegerInput) {                      \
-    this->checks.rejects_integer_input();                         \
-  }                                                               \
-  TYPED_TEST_P(Suite, AcceptsEmptyBatch) {                        \
-    this->checks.accepts_empty_batch();                           \
-  }                                                               \
-  TYPED_TEST_P(Suite, ReleasesInputStorage) {                     \
-    this->checks.releases_input_storage();                        \
-  }                                                               \
-  TYPED_TEST_P(Suite, FitsIntoSequentialAndAnyModule) {           \
-    this->checks.fits_into_sequential_and_any_module();           \
-  }                                                               \
-  TYPED_TEST_P(Suite, MovesWithTo) {                              \
-    this->checks.moves_with_to();                                 \
-  }                                                               \
-  REGISTER_TYPED_TEST_SUITE_P(                                    \
-      Suite,                                                      \
-      InverseRecoversInputInFloat64,                              \
-      InverseRecoversInputInFloat32,                              \
-      InverseRecoversInputInFloat16,                              \
-      InverseRecoversInputInBFloat16,                             \
-      GradientsMatchPlainAutogradInFloat64,                       \
-      GradientsMatchPlainAutogradInFloat32,                       \
-      GradientsMatchPlainAutogradUnderAutocast,                   \
-      GradcheckInFloat64,                                         \
-      SecondDerivativesMatchPlainAutograd,                        \
-      CloneIsDeep,                                                \
-      SurvivesSaveAndLoad,                                        \
-      PrintsItsOptions,                                           \
-      RejectsIntegerInput,                                        \
-      AcceptsEmptyBatch,                                          \
-      ReleasesInputStorage,                                       \
-      FitsIntoSequentialAndAnyModule,                             \
-      MovesWithTo)
+#define MEMCNN_INVERTIBLE_TESTS(Suite)                              \
+  TYPED_TEST_P(Suite, InverseRecoversInputInFloat64) {              \
+    this->checks.inverse_recovers_input(torch::kDouble);            \
+  }                                                                 \
+  TYPED_TEST_P(Suite, InverseRecoversInputInFloat32) {              \
+    this->checks.inverse_recovers_input(torch::kFloat);             \
+  }                                                                 \
+  TYPED_TEST_P(Suite, InverseRecoversInputInFloat16) {              \
+    this->checks.inverse_recovers_input(torch::kHalf);              \
+  }                                                                 \
+  TYPED_TEST_P(Suite, InverseRecoversInputInBFloat16) {             \
+    this->checks.inverse_recovers_input(torch::kBFloat16);          \
+  }                                                                 \
+  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradInFloat64) {       \
+    this->checks.gradients_match_plain_autograd(torch::kDouble);    \
+  }                                                                 \
+  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradInFloat32) {       \
+    this->checks.gradients_match_plain_autograd(torch::kFloat);     \
+  }                                                                 \
+  TYPED_TEST_P(Suite, GradientsMatchPlainAutogradUnderAutocast) {   \
+    this->checks.gradients_match_under_autocast();                  \
+  }                                                                 \
+  TYPED_TEST_P(Suite, GradcheckInFloat64) {                         \
+    this->checks.gradcheck_in_float64();                            \
+  }                                                                 \
+  TYPED_TEST_P(Suite, SecondDerivativesMatchPlainAutograd) {        \
+    this->checks.second_derivatives_match_plain_autograd();         \
+  }                                                                 \
+  TYPED_TEST_P(Suite, CloneIsDeep) {                                \
+    this->checks.clone_is_deep();                                   \
+  }                                                                 \
+  TYPED_TEST_P(Suite, SurvivesSaveAndLoad) {                        \
+    this->checks.survives_save_and_load();                          \
+  }                                                                 \
+  TYPED_TEST_P(Suite, PrintsItsOptions) {                           \
+    this->checks.prints_its_options();                              \
+  }                                                                 \
+  TYPED_TEST_P(Suite, RejectsIntegerInput) {                        \
+    this->checks.rejects_integer_input();                           \
+  }                                                                 \
+  TYPED_TEST_P(Suite, AcceptsEmptyBatch) {                          \
+    this->checks.accepts_empty_batch();                             \
+  }                                                                 \
+  TYPED_TEST_P(Suite, ReleasesInputStorage) {                       \
+    this->checks.releases_input_storage();                          \
+  }                                                                 \
+  TYPED_TEST_P(Suite, FitsIntoSequentialAndAnyModule) {             \
+    this->checks.fits_into_sequential_and_any_module();             \
+  }                                                                 \
+  TYPED_TEST_P(Suite, MovesWithTo) {                                \
+    this->checks.moves_with_to();                                   \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetMatchesJacobian) {                      \
+    this->checks.log_det_matches_jacobian();                        \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetGradientsMatchPlainAutograd) {          \
+    this->checks.log_det_gradients_match_plain_autograd();          \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetGradcheckInFloat64) {                   \
+    this->checks.log_det_gradcheck_in_float64();                    \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetSecondDerivativesMatchPlainAutograd) {  \
+    this->checks.log_det_second_derivatives_match_plain_autograd(); \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetIsThatOfPlainAutogradUnderAutocast) {   \
+    this->checks.log_det_under_autocast();                          \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetInFloat32) {                            \
+    this->checks.log_det_is_computed_in(torch::kFloat);             \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetInFloat16) {                            \
+    this->checks.log_det_is_computed_in(torch::kHalf);              \
+  }                                                                 \
+  TYPED_TEST_P(Suite, LogDetInBFloat16) {                           \
+    this->checks.log_det_is_computed_in(torch::kBFloat16);          \
+  }                                                                 \
+  REGISTER_TYPED_TEST_SUITE_P(                                      \
+      Suite,                                                        \
+      InverseRecoversInputInFloat64,                                \
+      InverseRecoversInputInFloat32,                                \
+      InverseRecoversInputInFloat16,                                \
+      InverseRecoversInputInBFloat16,                               \
+      GradientsMatchPlainAutogradInFloat64,                         \
+      GradientsMatchPlainAutogradInFloat32,                         \
+      GradientsMatchPlainAutogradUnderAutocast,                     \
+      GradcheckInFloat64,                                           \
+      SecondDerivativesMatchPlainAutograd,                          \
+      CloneIsDeep,                                                  \
+      SurvivesSaveAndLoad,                                          \
+      PrintsItsOptions,                                             \
+      RejectsIntegerInput,                                          \
+      AcceptsEmptyBatch,                                            \
+      ReleasesInputStorage,                                         \
+      FitsIntoSequentialAndAnyModule,                               \
+      MovesWithTo,                                                  \
+      LogDetMatchesJacobian,                                        \
+      LogDetGradientsMatchPlainAutograd,                            \
+      LogDetGradcheckInFloat64,                                     \
+      LogDetSecondDerivativesMatchPlainAutograd,                    \
+      LogDetIsThatOfPlainAutogradUnderAutocast,                     \
+      LogDetInFloat32,                                              \
+      LogDetInFloat16,                                              \
+      LogDetInBFloat16)
 
 #define MEMCNN_REFERENCE_TESTS(Suite)                      \
   TYPED_TEST_P(Suite, MatchesPythonReferenceInFloat64) {   \

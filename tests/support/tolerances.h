@@ -45,6 +45,13 @@ inline constexpr double kInferenceKernelFloat32 = 1e-6;
 /// Second derivatives in float64 are two gradients deep: still far from 1e-10.
 inline constexpr double kSecondDerivativeFloat64 = 1e-10;
 
+// Log-determinants: sums of logarithms of some 100 values near 1, against the
+// LU factors of the Jacobian.
+
+/// Beside 1, or the value where it is larger: 450,000 units of 2.2e-16, as the
+/// Jacobian itself is computed by kernels that round.
+inline constexpr double kLogDetFloat64 = 1e-10;
+
 // Central differences with step 1e-6 in float64: cutting off the series costs
 // 1e-12, rounding the function 1e-16 / 1e-6 = 1e-10 times its size.
 
@@ -81,6 +88,13 @@ inline double round_trip_tolerance(torch::ScalarType dtype) {
     default:
       return -std::numeric_limits<double>::infinity(); // nothing passes
   }
+}
+
+/// A log-determinant that was computed in a dtype against that in float64,
+/// beside 1, or the value where it is larger: each of some 20 logarithms a sample
+/// has an error as a round trip has.
+inline double log_det_tolerance(torch::ScalarType dtype) {
+  return 20 * round_trip_tolerance(dtype);
 }
 
 /// Gradients against plain autograd in a dtype.
