@@ -4,6 +4,7 @@
 #include <memcnn/detail/at_place.h>
 #include <memcnn/detail/chain_block.h>
 #include <memcnn/detail/chain_graph.h>
+#include <memcnn/detail/condition_choice.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/kept_blocks.h>
@@ -51,7 +52,7 @@ class Chain {
       std::shared_ptr<Invertible> block,
       std::optional<std::vector<size_t>> conditions) {
     blocks_.push_back(std::move(block));
-    chosen_.push_back(std::move(conditions));
+    choices_.emplace_back(std::move(conditions));
   }
 
   size_t size() const {
@@ -81,7 +82,7 @@ class Chain {
   size_t condition_count() const {
     size_t count = 0;
     for (size_t i = 0; i < size(); ++i) {
-      count = std::max(count, conditions_until(i));
+      count = std::max(count, choices_[i].needed(*blocks_[i]));
     }
     return count;
   }
@@ -94,12 +95,8 @@ class Chain {
       Recording& recording,
       const ChainSettings& settings) {
     return run_blocks(
-               direction,
-               std::move(input),
-               extras,
-               recording,
-               settings,
-               /*graph=*/nullptr)
+               {direction, extras, recording, settings, /*graph=*/nullptr},
+               std::move(input))
         .output;
   }
 
@@ -120,14 +117,9 @@ class Chain {
     }
     ChainGraph graph(place, direction, options, input);
     Recording recording = Recording::start(options);
+    const RunExtras extras{conditions, log_det ? &*log_det : nullptr};
     const at::NoGradGuard no_grad;
-    return run_blocks(
-        direction,
-        input,
-        RunExtras{conditions, log_det ? &*log_det : nullptr},
-        recording,
-        settings,
-        &graph);
+    return run_blocks({direction, extras, recording, settings, &graph}, input);
   }
 
   /// From y and its gradient to x and its own, block by block. One output, one
@@ -174,77 +166,87 @@ class Chain {
   }
 
  private:
+  /// One run of all blocks, in forward: what it is given and how it runs.
+  struct Run {
+    Direction direction;
+    const RunExtras& extras;
+    Recording& recording;
+    const ChainSettings& settings;
+    ChainGraph* graph; // null where the blocks are no nodes
+    size_t first = 0; // the first block that is recorded
+    std::optional<KeptBlocks> budget = std::nullopt;
+  };
+
   /// Runs the blocks. With a graph those that learn nothing, and come before all
   /// that do, are not recorded.
-  WithLogDet run_blocks(
-      Direction direction,
-      at::Tensor input,
-      const RunExtras& extras,
-      Recording& recording,
-      const ChainSettings& settings,
-      ChainGraph* graph) {
-    check_format(direction, input, settings);
-    check_conditions(direction, extras.conditions);
-    if (recording.is_recording()) {
-      recording.note_format(settings.memory_format);
+  WithLogDet run_blocks(Run run, at::Tensor input) {
+    check_format(run.direction, input, run.settings);
+    check_conditions(run.direction, run.extras.conditions);
+    if (run.recording.is_recording()) {
+      run.recording.note_format(run.settings.memory_format);
     }
-    const size_t first =
-        graph != nullptr ? first_to_learn(direction, input, extras) : 0;
-    std::optional<KeptBlocks> budget =
-        budget_for(direction, input, recording, settings, size() - first);
-    Streams streams(std::move(input), settings.memory_format);
+    if (run.graph != nullptr) {
+      run.first = first_to_learn(run.direction, input, run.extras);
+    }
+    run.budget = budget_for(
+        run.direction, input, run.recording, run.settings, size() - run.first);
+    Streams streams(std::move(input), run.settings.memory_format);
     for (size_t k = 0; k < size(); ++k) {
-      const size_t i = block_at(direction, k);
+      const size_t i = block_at(run.direction, k);
       const auto here = [&] {
-        return place_of_block(name_of(direction), i, *blocks_[i]);
+        return place_of_block(name_of(run.direction), i, *blocks_[i]);
       };
-      at_place(here, [&] {
-        const auto split_dim = streams.split_dim();
-        Tensors inputs = streams.take_for(*blocks_[i]);
-        const Tensors conditions = conditions_of(i, extras.conditions);
-        const RunExtras block_extras{conditions, log_det_for(i, extras)};
-        if (k < first) {
-          streams.set(
-              run_unrecorded(direction, *blocks_[i], inputs, block_extras));
-          return;
-        }
-        if (graph != nullptr) {
-          graph->take(split_dim, streams, inputs);
-        }
-        Recording& block = recording.block(i);
-        if (recording.is_recording()) {
-          block.note_split_dim(streams.split_dim());
-        }
-        Tensors outputs = run_block(
-            direction, i, std::move(inputs), block_extras, block, budget);
-        if (graph != nullptr) {
-          graph->add(i, blocks_[i], block_extras, outputs);
-        }
-        if (recording.is_recording() && is_anchor(k, first, settings)) {
-          block.keep_outputs(outputs);
-        }
-        streams.set(std::move(outputs));
-      });
+      at_place(here, [&] { pass_block(run, k, i, streams); });
     }
-    if (recording.is_recording()) {
-      note_kept(budget);
+    if (run.recording.is_recording()) {
+      note_kept(run.budget);
     }
-    if (graph == nullptr) {
+    if (run.graph == nullptr) {
       return {streams.take_whole(), at::Tensor()};
     }
     Streams form = streams.form();
-    return graph->end(
+    return run.graph->end(
         streams.take_whole(),
-        extras.log_det != nullptr ? extras.log_det->take() : at::Tensor(),
+        run.extras.log_det != nullptr ? run.extras.log_det->take()
+                                      : at::Tensor(),
         std::move(form),
-        recording);
+        run.recording);
+  }
+
+  /// Takes what travels through the i-th block, which is the k-th to run.
+  void pass_block(Run& run, size_t k, size_t i, Streams& streams) {
+    const auto split_dim_before = streams.split_dim();
+    Tensors inputs = streams.take_for(*blocks_[i]);
+    const Tensors conditions =
+        choices_[i].of(*blocks_[i], run.extras.conditions);
+    const RunExtras extras{conditions, log_det_for(i, run.extras)};
+    if (k < run.first) {
+      streams.set(run_unrecorded(run.direction, *blocks_[i], inputs, extras));
+      return;
+    }
+    if (run.graph != nullptr) {
+      run.graph->take(split_dim_before, streams, inputs);
+    }
+    Recording& recording = run.recording.block(i);
+    if (recording.is_recording()) {
+      recording.note_split_dim(streams.split_dim());
+    }
+    Tensors outputs = run_block(
+        run.direction, i, std::move(inputs), extras, recording, run.budget);
+    if (run.graph != nullptr) {
+      run.graph->add(i, blocks_[i], extras, outputs);
+    }
+    if (recording.is_recording() && is_anchor(run, k)) {
+      recording.keep_outputs(outputs);
+    }
+    streams.set(std::move(outputs));
   }
 
   /// Whether what the k-th block of a run returns is kept: the last one's is, in
   /// any case.
-  bool is_anchor(size_t k, size_t first, const ChainSettings& settings) const {
-    const auto every = static_cast<size_t>(settings.anchor_every);
-    return every > 0 && k + 1 < size() && (k + 1 - first) % every == 0;
+  bool is_anchor(const Run& run, size_t k) const {
+    const auto every = static_cast<size_t>(run.settings.anchor_every);
+    return every > 0 && k + 1 < size() && (k + 1 - run.first) % every == 0;
   }
 
   /// Where a block adds its log-determinant; null where that is 0, or nobody
@@ -255,26 +257,15 @@ class Chain {
         : nullptr;
   }
 
-  /// The place, from 1 on, of the last condition that a block is to get.
-  size_t conditions_until(size_t i) const {
-    if (!chosen_[i]) {
-      return blocks_[i]->condition_count().value_or(0);
-    }
-    size_t until = 0;
-    for (const size_t condition : *chosen_[i]) {
-      until = std::max(until, condition + 1);
-    }
-    return until;
-  }
-
   /// Stops where the chain is given too few conditions, or too many.
   void check_conditions(Direction direction, at::TensorList given) const {
     for (size_t i = 0; i < size(); ++i) {
+      const size_t needed = choices_[i].needed(*blocks_[i]);
       TORCH_CHECK_VALUE(
-          conditions_until(i) <= given.size(),
+          needed <= given.size(),
           place_of_block(name_of(direction), i, *blocks_[i]),
           ": expected at least ",
-          conditions_until(i),
+          needed,
           " conditions for this block, but got ",
           given.size(),
           ". Pass them to given({...}), in the order in which push_back() "
@@ -292,18 +283,6 @@ class Chain {
         "push_back(block, {...}).");
   }
 
-  /// Those of a chain's conditions that the i-th block gets.
-  Tensors conditions_of(size_t i, at::TensorList given) const {
-    if (!chosen_[i]) {
-      return given.slice(0, conditions_until(i)).vec();
-    }
-    Tensors conditions;
-    for (const size_t condition : *chosen_[i]) {
-      conditions.push_back(given[condition]);
-    }
-    return conditions;
-  }
-
   /// What the i-th block is told in backward, its outputs and their gradients
   /// apart.
   AfterRun after_block(size_t i, const AfterRun& after) const {
@@ -314,10 +293,10 @@ class Chain {
     if (block.has_log_det) {
       block.grad_log_det = after.grad_log_det;
     }
-    block.conditions = conditions_of(i, after.conditions);
+    block.conditions = choices_[i].of(*blocks_[i], after.conditions);
     for (size_t j = 0; j < block.conditions.size(); ++j) {
       block.needs_condition_grad.push_back(
-          after.needs_condition_grad[chosen_[i] ? (*chosen_[i])[j] : j]);
+          after.needs_condition_grad[choices_[i].place(j)]);
     }
     return block;
   }
@@ -326,8 +305,7 @@ class Chain {
   void add_condition_gradients(size_t i, Tensors& sums, Tensors gradients)
       const {
     for (size_t j = 0; j < gradients.size(); ++j) {
-      add_gradient(
-          sums[chosen_[i] ? (*chosen_[i])[j] : j], std::move(gradients[j]));
+      add_gradient(sums[choices_[i].place(j)], std::move(gradients[j]));
     }
   }
 
@@ -343,7 +321,7 @@ class Chain {
     size_t first = 0;
     while (!input.requires_grad() && first + 1 < size()) {
       const size_t i = block_at(direction, first);
-      const Tensors conditions = conditions_of(i, extras.conditions);
+      const Tensors conditions = choices_[i].of(*blocks_[i], extras.conditions);
       if (any_parameter(blocks_[i]->module(), learns) ||
           std::any_of(conditions.begin(), conditions.end(), learns)) {
         break;
@@ -458,7 +436,7 @@ class Chain {
   }
 
   std::vector<std::shared_ptr<Invertible>> blocks_;
-  std::vector<std::optional<std::vector<size_t>>> chosen_; // conditions
+  std::vector<ConditionChoice> choices_; // one a block
   BudgetPlan plan_;
 };
 

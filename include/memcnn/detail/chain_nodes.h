@@ -53,15 +53,24 @@ namespace memcnn::detail {
 //    in the middle of the chain, also in front of all that the first pass ran.
 //    Every block that runs leaves the values in front of it there until the
 //    graph is let go: as much memory as the plain modules take.
-// 5. The log-determinant is a second result of the output's node, which hands its
-//    gradient to every block that has one, by an edge each: it is never a
-//    stream, and N numbers whatever the depth. Conditions are inputs of each
-//    block that takes them, and the engine adds up their gradients.
-// 6. An anchor (anchor_every) is what a block returned, kept by its node: a pass
-//    goes on from there with the true values instead of with those that it
-//    rebuilt until there.
-// 7. A block inside of another module that runs as one node (a sequence in a
+// 5. A block inside of another module that runs as one node (a sequence in a
 //    wrapper) is none: the outer node asks for its backward_step().
+
+// Note [Flows]
+// ~~~~~~~~~~~~
+// What a run of invertible modules does beside mapping its inputs.
+//
+// 1. The log-determinant is a second result of the last node, N numbers whatever
+//    the depth. It is no stream: the node hands its gradient, a number for each
+//    sample, to every block that has one, by an edge each.
+// 2. Backward does not need it, so that it is not saved, and may be written in
+//    place.
+// 3. Who does not ask for it does not pay for it: not an operator more.
+// 4. Conditions are inputs of each block that takes them. They have no inverse,
+//    are kept as they are, without a copy, and may not change before backward;
+//    their gradients are the sum over all blocks.
+// 5. An anchor (anchor_every) is what a block returned, kept by its node: a pass
+//    goes on from there with the true values instead of those that it rebuilt.
 
 /// What is true of every node of a chain.
 class ChainNode : public torch::autograd::Node {

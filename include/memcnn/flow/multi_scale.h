@@ -3,6 +3,7 @@
 
 #include <memcnn/any_invertible.h>
 #include <memcnn/detail/at_place.h>
+#include <memcnn/detail/condition_choice.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/invertible.h>
@@ -104,16 +105,16 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
   /// Adds a level: a ReversibleSequence, or any other block of one, which gets a
   /// sequence of its own.
   void push_back(AnyInvertible level) {
-    ReversibleSequence sequence = as_sequence(std::move(level));
-    register_module(std::to_string(levels_.size()), sequence);
-    levels_.push_back({std::move(sequence), std::nullopt});
+    add_level(
+        as_sequence(std::move(level)), detail::ConditionChoice(std::nullopt));
   }
 
   /// Likewise, and says which of the conditions that given() binds the level
   /// gets, counted from 0.
   void push_back(AnyInvertible level, std::vector<size_t> conditions) {
-    push_back(std::move(level));
-    levels_.back().conditions = std::move(conditions);
+    add_level(
+        as_sequence(std::move(level)),
+        detail::ConditionChoice(std::move(conditions)));
   }
 
   size_t size() const noexcept {
@@ -139,8 +140,7 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<MultiScaleImpl>();
     for (const Level& level : levels_) {
-      copy->push_back(detail::clone(level.sequence, device));
-      copy->levels_.back().conditions = level.conditions;
+      copy->add_level(detail::clone(level.sequence, device), level.choice);
     }
     detail::copy_modes(*this, *copy);
     return copy;
@@ -153,8 +153,13 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
  private:
   struct Level {
     ReversibleSequence sequence;
-    std::optional<std::vector<size_t>> conditions;
+    detail::ConditionChoice choice;
   };
+
+  void add_level(ReversibleSequence sequence, detail::ConditionChoice choice) {
+    register_module(std::to_string(levels_.size()), sequence);
+    levels_.push_back({std::move(sequence), std::move(choice)});
+  }
 
   static ReversibleSequence as_sequence(AnyInvertible level) {
     if (auto sequence =
@@ -230,8 +235,9 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
       return c10::str("MultiScale::", name_of(direction), "(): level ", i);
     };
     return detail::at_place(here, [&]() -> WithLogDet {
+      ReversibleSequence& sequence = levels_[i].sequence;
       const memcnn::Given level =
-          levels_[i].sequence->given(conditions_of(levels_[i], conditions));
+          sequence->given(levels_[i].choice.of(*sequence, conditions));
       const bool is_forward = direction == Direction::kForward;
       if (with_log_det) {
         return is_forward ? level.forward_with_log_det(input)
@@ -280,30 +286,6 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
         ". Draw latents of the sizes that forward() returns.");
   }
 
-  static size_t conditions_until(const Level& level) {
-    if (level.conditions) {
-      const auto& chosen = *level.conditions;
-      return chosen.empty()
-          ? 0
-          : *std::max_element(chosen.begin(), chosen.end()) + 1;
-    }
-    const Invertible& sequence = *level.sequence;
-    return sequence.condition_count().value_or(0);
-  }
-
-  static std::vector<at::Tensor> conditions_of(
-      const Level& level,
-      const std::vector<at::Tensor>& given) {
-    if (!level.conditions) {
-      return at::TensorList(given).slice(0, conditions_until(level)).vec();
-    }
-    std::vector<at::Tensor> chosen;
-    for (const size_t condition : *level.conditions) {
-      chosen.push_back(given[condition]);
-    }
-    return chosen;
-  }
-
   void check(Direction direction, const std::vector<at::Tensor>& given) const {
     TORCH_CHECK(
         size() > 0,
@@ -313,7 +295,7 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
         "push_back().");
     size_t expected = 0;
     for (const Level& level : levels_) {
-      expected = std::max(expected, conditions_until(level));
+      expected = std::max(expected, level.choice.needed(*level.sequence));
     }
     TORCH_CHECK_VALUE(
         given.size() == expected,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Log-determinants and conditions of chains and wrappers: Note [Nodes of a
-// chain], rules 5 and 6.
+// Note [Flows]: log-determinants, conditions and anchors of chains and wrappers.
 
 #include "../support/flow_modules.h"
 #include "../support/gradcheck.h"
@@ -207,7 +206,7 @@ INSTANTIATE_TEST_SUITE_P(
         testing::Values(Use::kOutput, Use::kLogDet, Use::kBoth)),
     name_of_case);
 
-TEST_P(LogDets, GradientsEqualPlainAutograd) {
+TEST_P(LogDets, Rule1GradientsEqualPlainAutograd) {
   for (int step = 0; step < 2; ++step) { // a budget has a plan in the second
     const WithLogDet expected = run(plain);
     const WithLogDet found = run(flow);
@@ -345,12 +344,12 @@ int64_t held(int depth, bool with_log_det, int64_t anchor_every = 0) {
 
 constexpr int64_t kStreamBytes = 8 * kChannels * 16 * 16 * 4;
 
-TEST(LogDetsOfChains, HoldFourBytesASample) {
+TEST(LogDetsOfChains, Rule1HoldFourBytesASample) {
   EXPECT_EQ(held(5, true), held(5, false) + 4 * 8);
   EXPECT_LT(held(50, true) - held(5, true), kStreamBytes);
 }
 
-TEST(LogDetsOfChains, MayBeWrittenInPlace) {
+TEST(LogDetsOfChains, Rule2MayBeWrittenInPlace) {
   memcnn::ReversibleSequence flow = make_flow(6);
   const Tensor x = leaf({2, kChannels, 3, 3});
   const std::vector<Tensor> given = {
@@ -424,7 +423,7 @@ std::vector<std::string>& seen() {
   return names;
 }
 
-TEST(LogDetsOfChains, CostNothingWhereNobodyAsks) {
+TEST(LogDetsOfChains, Rule3CostNothingWhereNobodyAsks) {
   memcnn::ReversibleSequence flow;
   flow->push_back(memcnn::AffineCoupling(
       memcnn::AffineAdapterSigmoid(WideBranch(2)), memcnn::Unchanged()));
@@ -527,6 +526,31 @@ TEST(LogDetsOfChains, NeedSamplesInDimensionZero) {
       ThrowsError<c10::ValueError>(HasSubstr("dim 0, the samples")));
 }
 
+TEST(Conditions, Rule4AreKeptAsTheyAre) {
+  memcnn::ReversibleSequence flow;
+  torch::manual_seed(8);
+  for (int i = 0; i < 4; ++i) {
+    flow->push_back(memcnn::AdditiveCoupling(ConditionalBranch(2, 2, 2)));
+  }
+  const Tensor x = torch::randn({8, kChannels, 16, 16});
+  Tensor c = torch::randn({8, 2, 16, 16}).requires_grad_();
+  Tensor y;
+  {
+    const memcnn::AllocationMeter meter;
+    y = flow->given({c}).forward(x);
+    EXPECT_EQ(meter.held_bytes(), kStreamBytes) << "conditions were copied";
+  }
+  torch::autograd::grad({y.sum()}, {c}, {}, /*retain_graph=*/true);
+  {
+    const torch::NoGradGuard no_grad;
+    c.add_(1);
+  }
+  EXPECT_THAT(
+      [&] { torch::autograd::grad({y.sum()}, {c}); },
+      ThrowsError<c10::Error>(HasSubstr(
+          "expected the conditions that it was given to be unchanged")));
+}
+
 /// Multiplies by a matrix of a condition, about, for each 1x1 image.
 struct MixedImpl final : torch::nn::Cloneable<MixedImpl> {
   explicit MixedImpl(double sigma) {
@@ -550,7 +574,7 @@ struct MixedImpl final : torch::nn::Cloneable<MixedImpl> {
 };
 TORCH_MODULE(Mixed);
 
-TEST(Anchors, KeepGradientsWhereInversesLoseDigits) {
+TEST(Anchors, Rule5KeepGradientsWhereInversesLoseDigits) {
   torch::manual_seed(9);
   memcnn::ReversibleSequence flow;
   for (int i = 0; i < 30; ++i) {
@@ -571,7 +595,7 @@ TEST(Anchors, KeepGradientsWhereInversesLoseDigits) {
   EXPECT_LT(with, 2e-4);
 }
 
-TEST(Anchors, TakeOneStreamEach) {
+TEST(Anchors, Rule5TakeOneStreamEach) {
   // 20 blocks: after the 6th, the 12th and the 18th.
   EXPECT_EQ(held(10, true, 6), held(10, true) + 3 * kStreamBytes);
   // What the last block returns is kept in any case.
