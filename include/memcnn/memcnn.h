@@ -13,10 +13,14 @@
 #include <memcnn/coupling/options.h>
 #include <memcnn/coupling/unchanged.h>
 #include <memcnn/exact_range.h>
+#include <memcnn/flow/act_norm.h>
+#include <memcnn/flow/conv1x1.h>
 #include <memcnn/flow/haar.h>
+#include <memcnn/flow/initialize.h>
 #include <memcnn/flow/inverse_of.h>
 #include <memcnn/flow/multi_scale.h>
 #include <memcnn/flow/on_part.h>
+#include <memcnn/flow/orthogonal.h>
 #include <memcnn/flow/permutation.h>
 #include <memcnn/flow/squeeze.h>
 #include <memcnn/given.h>
