@@ -10,6 +10,7 @@
 #include <memcnn/coupling/affine.h>
 #include <torch/torch.h>
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <sstream>
@@ -190,6 +191,62 @@ TEST_F(AffineAdapterSigmoid, CloneIsDeep) {
   EXPECT_NE(copy->f.ptr(), adapter->f.ptr());
   EXPECT_TRUE(all_equal(copy->parameters(), adapter->parameters()));
   EXPECT_FALSE(copy->parameters()[0].is_same(adapter->parameters()[0]));
+}
+
+TEST_F(AffineAdapterSigmoid, TakesTheLogarithmWhereThatIsAskedFor) {
+  memcnn::AffineAdapterSigmoid adapter(WideBranch(2));
+  const torch::Tensor x = torch::randn({3, 2, 4, 4});
+  EXPECT_FALSE(adapter(x).log_scale.defined());
+  const memcnn::detail::LogDetAsked asked(true);
+  const memcnn::ScaleShift found = adapter(x);
+  EXPECT_LT(
+      relative_error(found.log_scale, found.scale.log()), kRoundTripFloat32);
+}
+
+class AffineAdapterTanh : public AffineAdapterSigmoid {};
+
+TEST_F(AffineAdapterTanh, BoundsTheLogarithmOfTheScale) {
+  WideBranch f(2);
+  memcnn::AffineAdapterTanh adapter(
+      f, memcnn::AffineAdapterTanhOptions().bound(0.5));
+  const torch::Tensor x = torch::randn({3, 2, 4, 4});
+  const torch::Tensor h = f(x);
+  const memcnn::detail::LogDetAsked asked(true);
+  const memcnn::ScaleShift found = adapter(x);
+  const torch::Tensor expected =
+      0.5 * torch::tanh(h.index({Slice(), Slice(1, None, 2)}) / 0.5);
+  EXPECT_LT(relative_error(found.log_scale, expected), kRoundTripFloat32);
+  EXPECT_LT(relative_error(found.scale, expected.exp()), kRoundTripFloat32);
+  EXPECT_TRUE(found.shift.equal(h.index({Slice(), Slice(0, None, 2)})));
+  {
+    const torch::NoGradGuard no_grad;
+    f->conv->weight.mul_(1e6);
+    f->conv->bias.add_(1e6);
+  }
+  EXPECT_LE(adapter(1e6 * x).log_scale.abs().max().item<double>(), 0.5);
+}
+
+TEST_F(AffineAdapterTanh, HasItsOptions) {
+  memcnn::AffineAdapterTanh adapter(
+      WideBranch(2),
+      memcnn::AffineAdapterTanhOptions().bound(1.5).split_dim(2));
+  EXPECT_EQ(adapter->split_dim(), 2);
+  std::ostringstream stream;
+  stream << *std::dynamic_pointer_cast<decltype(adapter)::Impl>(
+      adapter->clone());
+  EXPECT_THAT(
+      stream.str(),
+      HasSubstr("memcnn::AffineAdapterTanh(split_dim=2, bound=1.5)"));
+  for (const double bound : {0.0, -1.0, std::nan("")}) {
+    EXPECT_THAT(
+        [&] {
+          memcnn::AffineAdapterTanh(
+              WideBranch(2), memcnn::AffineAdapterTanhOptions().bound(bound));
+        },
+        ThrowsError<c10::ValueError>(
+            HasSubstr("AffineAdapterTanh::AffineAdapterTanh(): expected a "
+                      "bound above 0")));
+  }
 }
 
 TEST_F(AffineAdapterNaive, ShiftIsFAndScaleItsExponential) {

@@ -118,13 +118,45 @@ struct AffineOwnBranches {
   }
 };
 
+/// Of a Glow: half 0 alone changes.
+struct AffineOneSided {
+  static constexpr const char* kName = "OneSided";
+  static auto make() {
+    return memcnn::AffineCoupling(
+        memcnn::AffineAdapterTanh(WideBranch(2)), memcnn::Unchanged());
+  }
+  static std::vector<int64_t> shape() {
+    return {2, 4, 3, 3};
+  }
+  static std::string printed() {
+    return "memcnn::AffineAdapterTanh(split_dim=1, bound=2)";
+  }
+};
+
+/// Half 1 alone, of an odd number of channels.
+struct AffineOtherSide {
+  static constexpr const char* kName = "OtherSide";
+  static auto make() {
+    return memcnn::AffineCoupling(
+        memcnn::Unchanged(), memcnn::AffineAdapterSigmoid(WideBranch(3, 2)));
+  }
+  static std::vector<int64_t> shape() {
+    return {2, 5, 3, 3};
+  }
+  static std::string printed() {
+    return "(Fm): memcnn::Unchanged()";
+  }
+};
+
 MEMCNN_INVERTIBLE_SUITE(
     AffineCoupling,
     AffineNaive,
     AffineSigmoid,
     AffineUnequal,
     AffineLastDim,
-    AffineOwnBranches);
+    AffineOwnBranches,
+    AffineOneSided,
+    AffineOtherSide);
 MEMCNN_REFERENCE_SUITE(AffineCoupling, AffineNaive, AffineSigmoid);
 
 namespace {
@@ -155,6 +187,73 @@ TEST_F(AffineCoupling, ForwardAndInverseFollowTheFormula) {
   const torch::Tensor y = torch::tensor({{24., 2424.}, {64., 6528.}});
   EXPECT_TRUE(coupling(x).equal(y));
   EXPECT_TRUE(coupling->inverse(y).equal(x));
+}
+
+/// scale = s, shift = t.
+struct ConstantsImpl final : torch::nn::Cloneable<ConstantsImpl> {
+  ConstantsImpl(double s_, double t_) : s(s_), t(t_) {}
+  void reset() override {}
+  memcnn::ScaleShift forward(torch::Tensor x) {
+    return {torch::full_like(x, s), torch::full_like(x, t)};
+  }
+  double s;
+  double t;
+};
+TORCH_MODULE(Constants);
+
+TEST_F(AffineCoupling, LogDetByHand) {
+  memcnn::AffineCoupling coupling(Constants(0.5, 3), Constants(-4, -1));
+  const torch::Tensor x = torch::tensor({{1., 2.}});
+  const auto [y, log_det] = coupling->forward_with_log_det(x);
+  EXPECT_TRUE(y.equal(torch::tensor({{3.5, -9.}})));
+  EXPECT_NEAR(log_det.item<double>(), 0.693147, 1e-6); // log(0.5 * |-4|)
+  const auto [again, minus] = coupling->inverse_with_log_det(y);
+  EXPECT_TRUE(again.equal(x));
+  EXPECT_NEAR(minus.item<double>(), -0.693147, 1e-6);
+}
+
+/// Returns twice the channels of its input, all of one value.
+struct FlatImpl final : torch::nn::Cloneable<FlatImpl> {
+  explicit FlatImpl(double value_ = 0) : value(value_) {}
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor x) {
+    return 0 * torch::cat({x, x}, 1) + value;
+  }
+  double value;
+};
+TORCH_MODULE(Flat);
+
+TEST_F(AffineCoupling, LogDetOfSigmoidsOverZeros) {
+  const torch::Tensor x = torch::randn({2, 12, 4, 4});
+  memcnn::AffineCoupling both{memcnn::AffineAdapterSigmoid{Flat()}};
+  memcnn::AffineCoupling one{
+      memcnn::AffineAdapterSigmoid{Flat()}, memcnn::Unchanged()};
+  for (int64_t n = 0; n < 2; ++n) {
+    EXPECT_NEAR(
+        both->forward_with_log_det(x).log_det[n].item<double>(),
+        -24.370178,
+        1e-5);
+    EXPECT_NEAR(
+        one->forward_with_log_det(x).log_det[n].item<double>(),
+        -12.185089,
+        1e-5);
+  }
+  EXPECT_TRUE(one->forward(x).narrow(1, 6, 6).equal(x.narrow(1, 6, 6)));
+}
+
+/// sigmoid(-110) is 0 in float32: its logarithm has to come from elsewhere.
+TEST_F(AffineCoupling, LogDetSurvivesAScaleThatVanishes) {
+  for (const auto dtype : {torch::kFloat, torch::kHalf}) {
+    memcnn::AffineCoupling coupling{
+        memcnn::AffineAdapterSigmoid{Flat(-112)}, memcnn::Unchanged()};
+    torch::Tensor x = torch::ones({1, 2, 1, 1}, dtype).requires_grad_();
+    const auto [y, log_det] = coupling->forward_with_log_det(x);
+    EXPECT_NEAR(log_det.item<double>(), -110, 0.1);
+    EXPECT_EQ(log_det.scalar_type(), torch::kFloat);
+    const torch::Tensor gradient =
+        torch::autograd::grad({log_det.sum() + y.sum()}, {x})[0];
+    EXPECT_TRUE(gradient.isfinite().all().item<bool>());
+  }
 }
 
 TEST_F(AffineCoupling, SplitsAlongRows) {
