@@ -75,7 +75,7 @@ struct AfterRun {
 struct BeforeRun {
   std::vector<at::Tensor> inputs;
   std::vector<at::Tensor> grad_inputs; // undefined where not wanted
-  std::vector<at::Tensor> grad_conditions; // likewise
+  std::vector<at::Tensor> grad_conditions = {}; // likewise
 };
 
 namespace detail {

@@ -67,7 +67,7 @@ constexpr ConditionRange conditions_of(std::index_sequence<counts...>) {
   ConditionRange range{kMaxConditions + 1, 0};
   const auto add = [&](size_t count, bool takes) {
     if (takes) {
-      range.least = std::min(range.least, count);
+      range.least = (std::min)(range.least, count);
       range.most = count;
     }
   };
@@ -135,7 +135,7 @@ template <class Value, class Holder>
 Value call_branch(Holder& holder, at::TensorList arguments) {
   constexpr size_t kMost = conditions_of_v<Holder>.most;
   return call_with_at_most<Value, kMost>(
-      holder, arguments.slice(0, std::min(arguments.size(), kMost + 1)));
+      holder, arguments.slice(0, (std::min)(arguments.size(), kMost + 1)));
 }
 
 /// How many conditions a branch takes in a call that does not say: the fewest.
@@ -149,7 +149,7 @@ constexpr std::optional<size_t> condition_count_of() {
   if constexpr (((conditions_of_v<Branches>.least ==
                   conditions_of_v<Branches>.most) &&
                  ...)) {
-    return std::max({conditions_of_v<Branches>.least...});
+    return (std::max)({conditions_of_v<Branches>.least...});
   } else {
     return std::nullopt;
   }

@@ -82,7 +82,7 @@ class Chain {
   size_t condition_count() const {
     size_t count = 0;
     for (size_t i = 0; i < size(); ++i) {
-      count = std::max(count, choices_[i].needed(*blocks_[i]));
+      count = (std::max)(count, choices_[i].needed(*blocks_[i]));
     }
     return count;
   }

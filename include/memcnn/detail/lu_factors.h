@@ -35,7 +35,7 @@ class LuFactors {
   /// more than rounding. Waits for a device.
   double smallest_pivot() const {
     const at::Tensor pivots = lu_.detach().diagonal().abs();
-    return (pivots.min() / pivots.max()).item<double>();
+    return ((pivots.min)() / (pivots.max)()).item<double>();
   }
 
   /// Whether rounding is all that is left of a pivot. Waits for a device.

@@ -295,7 +295,7 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
         "push_back().");
     size_t expected = 0;
     for (const Level& level : levels_) {
-      expected = std::max(expected, level.choice.needed(*level.sequence));
+      expected = (std::max)(expected, level.choice.needed(*level.sequence));
     }
     TORCH_CHECK_VALUE(
         given.size() == expected,
