@@ -545,11 +545,9 @@ class InvertibleChecks {
     return module;
   }
 
-  /// With ordinary autograd, also where the module saves memory by itself.
+  /// With ordinary autograd, also where a part of it saves memory by itself.
   static void run_plainly(Module& module) {
-    if constexpr (requires { module->options.disable(true); }) {
-      module->options.disable(true);
-    }
+    memcnn::configure(*module, [](auto& options) { options.disable(true); });
   }
 
   /// The sizes that a map takes.

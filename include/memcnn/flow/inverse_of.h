@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memcnn/any_invertible.h>
+#include <memcnn/detail/check_branch.h>
+#include <memcnn/detail/check_input.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/tensor_map.h>
 #include <memcnn/detail/tensors.h>
@@ -66,13 +68,14 @@ class InverseOfImpl final : public torch::nn::Cloneable<InverseOfImpl>,
       const at::Tensor& input,
       const std::vector<at::Tensor>& conditions,
       bool with_log_det) override {
+    check(direction, input);
     return map_of(
         *block_, opposite(direction), input, conditions, with_log_det);
   }
 
   Tensors run(Direction direction, Tensors inputs, Recording& recording)
       override {
-    return block_->run(opposite(direction), std::move(inputs), recording);
+    return run_with(direction, std::move(inputs), RunExtras(), recording);
   }
 
   Tensors run_with(
@@ -80,6 +83,7 @@ class InverseOfImpl final : public torch::nn::Cloneable<InverseOfImpl>,
       Tensors inputs,
       const RunExtras& extras,
       Recording& recording) override {
+    check(direction, inputs[0]);
     return block_->run_with(
         opposite(direction), std::move(inputs), extras, recording);
   }
@@ -91,6 +95,12 @@ class InverseOfImpl final : public torch::nn::Cloneable<InverseOfImpl>,
       ParameterGradients& parameters) override {
     return block_->backward_step(
         opposite(direction), std::move(after), recording, parameters);
+  }
+
+  /// By the direction that the caller knows.
+  static void check(Direction direction, const at::Tensor& input) {
+    detail::check_floating_point(
+        detail::place_of("InverseOf", direction), input);
   }
 
   LogDet log_det() const override {

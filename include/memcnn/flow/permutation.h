@@ -93,16 +93,18 @@ class PermutationImpl final : public torch::nn::Cloneable<PermutationImpl>,
     permutation = register_buffer("permutation", permutation.clone());
   }
 
-  // Module::to() would convert the indices as well, to a dtype that may not tell
-  // them apart.
-  void to(torch::Device device, torch::Dtype /*dtype*/, bool non_blocking)
-      override {
+  /// Moves the indices, and leaves their dtype: others may not tell all of them
+  /// apart.
+  void to(torch::Device device, bool non_blocking = false) override {
     Module::to(device, non_blocking);
   }
-  void to(torch::Dtype /*dtype*/, bool /*non_blocking*/) override {}
-  void to(torch::Device device, bool non_blocking) override {
+  void to(
+      torch::Device device,
+      torch::Dtype /*dtype*/,
+      bool non_blocking = false) override {
     Module::to(device, non_blocking);
   }
+  void to(torch::Dtype /*dtype*/, bool /*non_blocking*/ = false) override {}
 
   void pretty_print(std::ostream& stream) const override {
     stream << "memcnn::Permutation(channels=" << permutation.numel()
