@@ -139,6 +139,8 @@ class InverseOfImpl final : public torch::nn::Cloneable<InverseOfImpl>,
 /// Memory:   that of the module, whose backward step it uses.
 /// Accuracy: that of the module.
 /// Throws:   what the module throws.
+/// Caution:  InverseOf(another) of an InverseOf is, as for every holder, another
+///           handle of the same module: its inner module is the way back.
 /// Example:
 ///   memcnn::InverseOf up(memcnn::Squeeze(2)); // (N, 4 C, H, W) to (N, C, 2 H, 2 W)
 class InverseOf : public torch::nn::ModuleHolder<InverseOfImpl> {
