@@ -185,7 +185,7 @@ class OrthogonalChannelMatrix final : public ChannelMatrix {
     const at::Tensor wide = weight.to(at::kDouble);
     const at::Tensor identity = at::eye(wide.size(0), wide.options());
     const auto error =
-        (wide.matmul(wide.t()) - identity).abs().max().item<double>();
+        at::amax((wide.matmul(wide.t()) - identity).abs()).item<double>();
     TORCH_CHECK_VALUE(
         error <= kTolerance,
         "Conv1x1::set_weight(): expected an orthogonal weight, W W^T = I "
