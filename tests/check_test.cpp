@@ -7,8 +7,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <memcnn/check.h>
+#include <memcnn/coupling/adapters.h>
 #include <memcnn/coupling/additive.h>
 #include <memcnn/coupling/affine.h>
+#include <memcnn/coupling/unchanged.h>
+#include <memcnn/flow/multi_scale.h>
+#include <memcnn/log_det.h>
+#include <memcnn/sequence.h>
 #include <memcnn/wrapper.h>
 #include <torch/torch.h>
 
@@ -63,6 +68,69 @@ struct ShearImpl final : torch::nn::Cloneable<ShearImpl> {
   std::vector<std::vector<int64_t>> sizes;
 };
 TORCH_MODULE(Shear);
+
+/// y = sinh(x), whose log-determinant is that of cosh(x): what it says of it is put
+/// together in a test.
+struct SinhImpl final : torch::nn::Cloneable<SinhImpl> {
+  using LogDetOf = std::function<torch::Tensor(const torch::Tensor&)>;
+  explicit SinhImpl(LogDetOf log_det_) : log_det(std::move(log_det_)) {}
+  void reset() override {}
+  torch::Tensor forward(torch::Tensor x) {
+    return x.sinh();
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return y.asinh();
+  }
+  memcnn::WithLogDet forward_with_log_det(torch::Tensor x) {
+    return {x.sinh() + offset, log_det(x)};
+  }
+  memcnn::WithLogDet inverse_with_log_det(torch::Tensor y) {
+    return {y.asinh(), -log_det(y.asinh()) * inverse_factor};
+  }
+  LogDetOf log_det;
+  double inverse_factor = 1;
+  double offset = 0;
+};
+TORCH_MODULE(Sinh);
+
+torch::Tensor log_det_of_sinh(const torch::Tensor& x) {
+  return x.cosh().log().flatten(1).sum(1);
+}
+
+/// y = 2 x, and says that it keeps volumes.
+struct LiarImpl final : torch::nn::Module, memcnn::PreservesVolume {
+  torch::Tensor forward(torch::Tensor x) {
+    return x * 2;
+  }
+  torch::Tensor inverse(torch::Tensor y) {
+    return y / 2;
+  }
+};
+TORCH_MODULE(Liar);
+
+/// y = x e^c under a condition c.
+struct ScaledByImpl final : torch::nn::Module {
+  torch::Tensor forward(torch::Tensor x, torch::Tensor c) {
+    return x * c.exp();
+  }
+  torch::Tensor inverse(torch::Tensor y, torch::Tensor c) {
+    return y * (-c).exp();
+  }
+  memcnn::WithLogDet forward_with_log_det(torch::Tensor x, torch::Tensor c) {
+    return {forward(x, c), c.flatten(1).sum(1)};
+  }
+  memcnn::WithLogDet inverse_with_log_det(torch::Tensor y, torch::Tensor c) {
+    return {inverse(y, c), -c.flatten(1).sum(1)};
+  }
+};
+TORCH_MODULE(ScaledBy);
+
+/// A coupling whose scales depend on the other half.
+auto affine_coupling() {
+  return memcnn::AffineCoupling(
+      memcnn::AffineAdapterTanh(WideBranch(2)),
+      memcnn::AffineAdapterSigmoid(WideBranch(2)));
+}
 
 torch::Tensor twice(const torch::Tensor& x) {
   return x * 2;
@@ -317,6 +385,246 @@ TEST_F(InvertibilityCheck, InputsTakeTheDtypeOfTheFirstParameter) {
   memcnn::AdditiveCoupling coupling(ConvBranch(2), ConvBranch(2));
   coupling->to(torch::kDouble);
   EXPECT_TRUE(memcnn::is_invertible_module(coupling, {2, 4, 3, 3}));
+}
+
+// Log-determinants.
+
+constexpr double kNotMeasured = std::numeric_limits<double>::infinity();
+
+TEST_F(InvertibilityCheck, MeasuresLogDeterminants) {
+  for (const auto dtype : {torch::kDouble, torch::kFloat}) {
+    auto coupling = affine_coupling();
+    coupling->to(dtype);
+    const auto report = memcnn::check_invertible_module(coupling, {2, 4, 4, 4});
+    EXPECT_TRUE(report.invertible) << report.reason;
+    EXPECT_TRUE(report.warnings.empty());
+    const double bound = dtype == torch::kDouble ? 1e-12 : 1e-4;
+    EXPECT_LT(report.log_det_error, bound);
+    EXPECT_GT(report.log_det_error, 0); // measured
+    EXPECT_LT(report.inverse_log_det_error, bound);
+  }
+}
+
+TEST_F(InvertibilityCheck, AWrongLogDeterminantIsNot) {
+  const std::vector<std::pair<const char*, Sinh::Impl::LogDetOf>> wrong = {
+      {"sign",
+       [](const auto& x) {
+         return -log_det_of_sinh(x);
+       }},
+      {"mean of the batch",
+       [](const auto& x) {
+         return log_det_of_sinh(x).mean().expand({x.size(0)});
+       }},
+      {"sum of the batch",
+       [](const auto& x) {
+         return log_det_of_sinh(x).sum().expand({x.size(0)});
+       }},
+      {"without its pixels",
+       [](const auto& x) {
+         return log_det_of_sinh(x) / (x[0][0].numel());
+       }},
+      {"samples exchanged",
+       [](const auto& x) {
+         return log_det_of_sinh(x).flip(0);
+       }},
+      {"zero",
+       [](const auto& x) {
+         return torch::zeros({x.size(0)});
+       }},
+  };
+  for (const auto& [what, log_det] : wrong) {
+    SCOPED_TRACE(what);
+    const auto report =
+        memcnn::check_invertible_module(Sinh(log_det), {2, 2, 3, 3});
+    EXPECT_FALSE(report.invertible);
+    EXPECT_GT(report.log_det_error, 0.1);
+    EXPECT_LT(report.inverse_log_det_error, 1e-5);
+    EXPECT_LT(report.round_trip_error, 1e-5);
+    EXPECT_THAT(
+        report.reason,
+        AllOf(
+            HasSubstr("differs from that of the Jacobian"), HasSubstr("atol")));
+  }
+  EXPECT_TRUE(
+      memcnn::is_invertible_module(Sinh(log_det_of_sinh), {2, 2, 3, 3}));
+}
+
+TEST_F(InvertibilityCheck, AWrongLogDeterminantOfTheInverseIsNot) {
+  Sinh sinh(log_det_of_sinh);
+  sinh->inverse_factor = -1; // as if it were that of forward
+  const auto report = memcnn::check_invertible_module(sinh, {2, 6});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_LT(report.log_det_error, 1e-5);
+  EXPECT_GT(report.inverse_log_det_error, 0.1);
+  EXPECT_THAT(
+      report.reason,
+      HasSubstr("log-determinant of inverse(y) differs from minus that"));
+}
+
+TEST_F(InvertibilityCheck, AnotherOutputWithTheLogDeterminantIsNot) {
+  Sinh sinh(log_det_of_sinh);
+  sinh->offset = 0.5;
+  const auto report = memcnn::check_invertible_module(sinh, {2, 6});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_THAT(
+      report.reason,
+      HasSubstr("forward_with_log_det() differs from forward() by up to 0.5"));
+}
+
+TEST_F(InvertibilityCheck, ALogDeterminantOfNaNIsNot) {
+  const auto report = memcnn::check_invertible_module(
+      Sinh([](const auto& x) { return log_det_of_sinh(x) * NAN; }), {2, 6});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_TRUE(std::isnan(report.log_det_error));
+  EXPECT_TRUE(std::isnan(report.inverse_log_det_error));
+}
+
+TEST_F(InvertibilityCheck, VolumesThatAreNotKeptAreNot) {
+  const auto report = memcnn::check_invertible_module(Liar(), {2, 3});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_NEAR(report.log_det_error, 6 * std::log(2), 1e-5); // of the batch
+}
+
+TEST_F(InvertibilityCheck, ALogDeterminantNeedsAsManyOutputsAsInputs) {
+  // Undone, but no map with a determinant: a zero is added to each sample.
+  struct PadImpl : torch::nn::Module, memcnn::PreservesVolume {
+    torch::Tensor forward(torch::Tensor x) {
+      return torch::constant_pad_nd(x, {0, 1});
+    }
+    torch::Tensor inverse(torch::Tensor y) {
+      return y.slice(1, 0, -1).clone();
+    }
+  };
+  const auto report =
+      memcnn::check_invertible_module(std::make_shared<PadImpl>(), {2, 3});
+  EXPECT_FALSE(report.invertible);
+  EXPECT_THAT(report.reason, HasSubstr("turns 6 values into 8"));
+}
+
+TEST_F(InvertibilityCheck, SamplesMayDependOnEachOther) {
+  memcnn::AffineCoupling coupling(
+      memcnn::AffineAdapterTanh(torch::nn::Sequential(
+          torch::nn::Conv2d(2, 4, 1), torch::nn::BatchNorm2d(4))),
+      memcnn::Unchanged());
+  coupling->to(torch::kDouble);
+  const auto report = memcnn::check_invertible_module(coupling, {3, 4, 2, 2});
+  EXPECT_TRUE(report.invertible) << report.reason;
+  EXPECT_LT(report.log_det_error, 1e-12);
+}
+
+TEST_F(InvertibilityCheck, WithoutALogDeterminantNoneIsMeasured) {
+  for (const auto& report :
+       {memcnn::check_invertible_module(Maps(twice, halved), {2, 3}),
+        memcnn::check_invertible_module(Shear(), {{2, 3}, {2, 3}}),
+        memcnn::check_invertible_module(
+            memcnn::InvertibleModuleWrapper(Maps(twice, halved)), {2, 3}),
+        memcnn::check_invertible_module(
+            memcnn::ReversibleSequence(Maps(twice, halved)), {2, 3})}) {
+    EXPECT_TRUE(report.invertible) << report.reason;
+    EXPECT_TRUE(report.warnings.empty());
+    EXPECT_EQ(report.log_det_error, kNotMeasured);
+    EXPECT_EQ(report.inverse_log_det_error, kNotMeasured);
+  }
+}
+
+TEST_F(InvertibilityCheck, WarnsWhereNoJacobianIsTaken) {
+  const auto at_most =
+      memcnn::check_invertible_module(Sinh(log_det_of_sinh), {2, 256});
+  EXPECT_TRUE(at_most.warnings.empty());
+  EXPECT_LT(at_most.log_det_error, 1e-3);
+
+  const auto large =
+      memcnn::check_invertible_module(Sinh(log_det_of_sinh), {3, 171});
+  EXPECT_TRUE(large.invertible) << large.reason;
+  EXPECT_EQ(large.log_det_error, kNotMeasured);
+  EXPECT_LT(large.inverse_log_det_error, 1e-3);
+  ASSERT_EQ(large.warnings.size(), 1u);
+  EXPECT_THAT(
+      large.warnings[0], AllOf(HasSubstr("513 values"), HasSubstr("most 512")));
+}
+
+TEST_F(InvertibilityCheck, WarnsWhereTheModuleRefusesALogDeterminant) {
+  memcnn::AffineCoupling of_samples(
+      memcnn::AffineAdapterNaive(torch::nn::Linear(3, 3)),
+      memcnn::AffineAdapterNaive(torch::nn::Linear(3, 3)),
+      memcnn::CouplingOptions().split_dim(0));
+  const auto report = memcnn::check_invertible_module(of_samples, {2, 3});
+  EXPECT_TRUE(report.invertible) << report.reason;
+  EXPECT_EQ(report.log_det_error, kNotMeasured);
+  ASSERT_EQ(report.warnings.size(), 1u);
+  EXPECT_THAT(
+      report.warnings[0],
+      AllOf(HasSubstr("not measured"), HasSubstr("split_dim")));
+}
+
+TEST_F(InvertibilityCheck, GradientsAreThoseOfLogDeterminantsToo) {
+  // Without the log-determinant the gradient is that of a linear map.
+  struct SquareImpl : torch::nn::Module {
+    torch::Tensor forward(torch::Tensor x) {
+      return x * 2;
+    }
+    torch::Tensor inverse(torch::Tensor y) {
+      return y * 0.55;
+    }
+    memcnn::WithLogDet forward_with_log_det(torch::Tensor x) {
+      return {x * 2, x.square().sum(1)};
+    }
+    memcnn::WithLogDet inverse_with_log_det(torch::Tensor y) {
+      return {y * 0.55, -(y / 2).square().sum(1)};
+    }
+  };
+  const auto report =
+      memcnn::check_invertible_module(std::make_shared<SquareImpl>(), {2, 3});
+  EXPECT_GT(report.gradient_error, 0.01);
+}
+
+TEST_F(InvertibilityCheck, FrontEndsAreMeasuredAsTheyRun) {
+  auto coupling = affine_coupling();
+  memcnn::MultiScale flow(
+      coupling,
+      memcnn::AffineCoupling(
+          memcnn::AffineAdapterTanh(torch::nn::Conv2d(1, 2, 1)),
+          memcnn::Unchanged()));
+  flow->to(torch::kDouble); // the coupling's parameters, too
+  const auto check = [](const auto& front_end) {
+    const auto report =
+        memcnn::check_invertible_module(front_end, {2, 4, 3, 3});
+    EXPECT_TRUE(report.invertible) << report.reason;
+    EXPECT_TRUE(report.warnings.empty());
+    EXPECT_LT(report.log_det_error, 1e-12);
+    EXPECT_GT(report.log_det_error, 0);
+    EXPECT_LT(report.inverse_log_det_error, 1e-12);
+    EXPECT_LT(report.gradient_error, kGradientFloat64);
+  };
+  check(memcnn::InvertibleModuleWrapper(coupling));
+  memcnn::ReversibleSequence chain(coupling, affine_coupling());
+  chain->to(torch::kDouble);
+  check(chain);
+  check(flow);
+
+  memcnn::MultiScale without(Maps(twice, halved));
+  EXPECT_EQ(
+      memcnn::check_invertible_module(without, {2, 3}).log_det_error,
+      kNotMeasured);
+}
+
+TEST_F(InvertibilityCheck, RunsUnderConditions) {
+  const auto under =
+      memcnn::IsInvertibleOptions().conditions({torch::randn({2, 3})});
+  const auto check = [&](const auto& module) {
+    const auto report = memcnn::check_invertible_module(module, {2, 3}, under);
+    EXPECT_TRUE(report.invertible) << report.reason;
+    EXPECT_LT(report.log_det_error, 1e-5);
+    EXPECT_LT(report.gradient_error, kGradientFloat32);
+  };
+  check(ScaledBy());
+  check(memcnn::InvertibleModuleWrapper(ScaledBy()));
+  check(memcnn::ReversibleSequence(ScaledBy(), ScaledBy()));
+  check(memcnn::MultiScale(ScaledBy()));
+
+  const auto without = memcnn::check_invertible_module(ScaledBy(), {2, 3});
+  EXPECT_FALSE(without.invertible);
+  EXPECT_THAT(without.reason, HasSubstr("expected 1 conditions, but got 0"));
 }
 
 // Nothing is changed.

@@ -2,15 +2,18 @@
 #pragma once
 
 #include <memcnn/detail/capture.h>
+#include <memcnn/detail/checked_map.h>
 #include <memcnn/detail/describe.h>
 #include <memcnn/detail/generator_state.h>
 #include <memcnn/detail/gradient.h>
 #include <memcnn/detail/holder.h>
 #include <memcnn/detail/in_destructor.h>
-#include <memcnn/detail/plain_module.h>
+#include <memcnn/detail/jacobian.h>
+#include <memcnn/detail/log_det_sum.h>
 #include <memcnn/detail/signature.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
+#include <memcnn/log_det.h>
 #include <memcnn/parameter_gradients.h>
 #include <memcnn/recording.h>
 
@@ -27,8 +30,11 @@
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -38,26 +44,39 @@ namespace memcnn {
 
 /// Options of is_invertible_module() and check_invertible_module().
 struct IsInvertibleOptions {
-  /// Largest absolute error of a round trip, per value. Default: 1e-6.
+  /// Largest absolute error of a round trip, per value; a log-determinant, a sum
+  /// over the values of a sample, may be off by as many times that.
+  /// Default: 1e-6.
   TORCH_ARG(double, atol) = 1e-6;
   /// Largest error beyond that, relative to the value. Default: 1e-5.
   TORCH_ARG(double, rtol) = 1e-5;
   /// Seed of the test inputs and of what the module draws. Default: 42.
   TORCH_ARG(uint64_t, random_seed) = 42;
+  /// The conditions of every run, as given() takes them. Default: none.
+  TORCH_ARG(std::vector<at::Tensor>, conditions) = {};
 };
 
 /// What check_invertible_module() found.
 struct InvertibilityReport {
-  /// Both round trips are within the tolerances.
+  /// Both round trips are within the tolerances, and so are log-determinants
+  /// where the module has them.
   bool invertible = false;
   /// Largest |inverse(forward(x)) - x| over all values and inputs.
   double round_trip_error = std::numeric_limits<double>::infinity();
   /// Largest |forward(inverse(y)) - y| over all values and outputs.
   double inverse_round_trip_error = std::numeric_limits<double>::infinity();
   /// How far gradients are off at the rebuilt input instead of the true one:
-  /// norm of the difference by the norm of the true gradient, over inputs and
-  /// parameters. It is what training with a wrapper or sequence adds.
+  /// norm of the difference by the norm of the true gradient, over inputs,
+  /// conditions and parameters. It is what training with a wrapper or sequence
+  /// adds. Log-determinants are part of what is differentiated.
   double gradient_error = std::numeric_limits<double>::infinity();
+  /// Largest |log_det - log |det J||, J the Jacobian: of each sample where samples
+  /// do not depend on each other, and of the batch as a whole. Infinite where the
+  /// module has no log-determinant, or the inputs more than 512 values.
+  double log_det_error = std::numeric_limits<double>::infinity();
+  /// Largest |log_det of forward at x + log_det of inverse at y| over samples.
+  /// Infinite where the module has no log-determinant.
+  double inverse_log_det_error = std::numeric_limits<double>::infinity();
   /// Findings that do not make a module less invertible, such as an output
   /// that shares its input's storage.
   std::vector<std::string> warnings;
@@ -191,43 +210,87 @@ class InvertibilityCheck {
     seed(device);
     const Tensors outputs = apply(Direction::kForward, inputs);
     warn_of_shared_storage(inputs);
+    has_log_det_ = gives_log_det(inputs);
     const Tensors rebuilt = apply(Direction::kInverse, outputs);
     const Tensors again = apply(Direction::kForward, rebuilt);
 
-    bool close = compare_all(inputs, rebuilt, report_.round_trip_error);
-    if (!close) {
-      report_.reason = c10::str(
-          "inverse(forward(x)) differs from x by up to ",
-          report_.round_trip_error,
-          " (atol ",
-          options_.atol(),
-          ", rtol ",
-          options_.rtol(),
-          ")");
+    if (!compare_all(inputs, rebuilt, report_.round_trip_error)) {
+      differs("inverse(forward(x)) differs from x", report_.round_trip_error);
     }
     if (!compare_all(outputs, again, report_.inverse_round_trip_error)) {
-      report_.reason = c10::str(
-          "forward(inverse(y)) differs from y by up to ",
-          report_.inverse_round_trip_error,
-          " (atol ",
-          options_.atol(),
-          ", rtol ",
-          options_.rtol(),
-          ")");
-      close = false;
+      differs(
+          "forward(inverse(y)) differs from y",
+          report_.inverse_round_trip_error);
     }
     report_.gradient_error = gradient_error(inputs, rebuilt, device);
-    report_.invertible = close;
+    if (has_log_det_) {
+      compare_log_dets(inputs, outputs, rebuilt, device);
+    }
+    report_.invertible = report_.reason.empty();
   }
 
-  Tensors apply(Direction direction, const Tensors& inputs) {
+  void differs(const char* what, double error) {
+    add_reason(c10::str(
+        what,
+        " by up to ",
+        error,
+        " (atol ",
+        options_.atol(),
+        ", rtol ",
+        options_.rtol(),
+        ")"));
+  }
+
+  /// The first one is reported: others may follow from it.
+  void add_reason(std::string reason) {
+    if (report_.reason.empty()) {
+      report_.reason = std::move(reason);
+    }
+  }
+
+  /// Whether the module says a log-determinant of such inputs.
+  bool gives_log_det(const Tensors& inputs) {
+    if (block_.log_det() == LogDet::kUnknown || count_values(inputs) == 0) {
+      return false;
+    }
+    try {
+      LogDetSum log_det(inputs[0]);
+      apply(Direction::kForward, inputs, &log_det);
+      return true;
+    } catch (const c10::ValueError& error) { // as of the samples' own dimension
+      report_.warnings.push_back(c10::str(
+          "log_det_error is not measured: ", error.what_without_backtrace()));
+      return false;
+    }
+  }
+
+  /// Runs the module on its own terms: on the conditions, and with a sum that its
+  /// log-determinant is added to, or none.
+  Tensors run(
+      Direction direction,
+      Tensors inputs,
+      at::TensorList conditions,
+      LogDetSum* log_det = nullptr) {
+    Recording off = Recording::off();
+    return block_.run_with(
+        direction, std::move(inputs), RunExtras{conditions, log_det}, off);
+  }
+
+  /// Runs it on copies: one that works in place must not hide its error.
+  Tensors apply(
+      Direction direction,
+      const Tensors& inputs,
+      LogDetSum* log_det = nullptr) {
     const at::NoGradGuard no_grad;
-    Tensors copies; // a module that works in place must not hide its error
+    return run(direction, copies_of(inputs), options_.conditions(), log_det);
+  }
+
+  static Tensors copies_of(const Tensors& inputs) {
+    Tensors copies;
     for (const at::Tensor& input : inputs) {
       copies.push_back(input.clone());
     }
-    Recording off = Recording::off();
-    return block_.run(direction, copies, off);
+    return copies;
   }
 
   bool compare_all(const Tensors& expected, const Tensors& found, double& error)
@@ -260,15 +323,99 @@ class InvertibilityCheck {
     return close;
   }
 
+  void compare_log_dets(
+      const Tensors& inputs,
+      const Tensors& outputs,
+      const Tensors& rebuilt,
+      at::Device device) {
+    LogDetSum there(inputs[0]);
+    LogDetSum back(outputs[0]);
+    double error = 0;
+    if (!compare_all(
+            outputs, apply(Direction::kForward, inputs, &there), error)) {
+      differs("forward_with_log_det() differs from forward()", error);
+    }
+    if (!compare_all(
+            rebuilt, apply(Direction::kInverse, outputs, &back), error)) {
+      differs("inverse_with_log_det() differs from inverse()", error);
+    }
+    const int64_t values = count_values(inputs);
+    const at::Tensor log_det = there.take().to(at::kCPU, at::kDouble);
+    const int64_t of_sample = values / log_det.numel();
+    const at::Tensor minus = -back.take().to(at::kCPU, at::kDouble);
+    report_.inverse_log_det_error = 0;
+    if (!compare_sums(
+            log_det, minus, of_sample, report_.inverse_log_det_error)) {
+      differs(
+          "the log-determinant of inverse(y) differs from minus that of "
+          "forward(x)",
+          report_.inverse_log_det_error);
+    }
+    if (values > kMostValues) {
+      report_.warnings.push_back(c10::str(
+          "log_det_error is not measured: the Jacobian of ",
+          values,
+          " values is large; check inputs of at most ",
+          kMostValues));
+    } else if (count_values(outputs) != values) {
+      add_reason(c10::str(
+          "a log-determinant needs as many outputs as inputs, but forward() "
+          "turns ",
+          values,
+          " values into ",
+          count_values(outputs)));
+    } else {
+      compare_with_jacobian(inputs, log_det, device);
+    }
+  }
+
+  void compare_with_jacobian(
+      const Tensors& inputs,
+      const at::Tensor& log_det,
+      at::Device device) {
+    seed(device);
+    const at::AutoGradMode with_graph(true);
+    const Tensors leaves = leaves_of(inputs);
+    const Tensors outputs =
+        run(Direction::kForward, copies_of(leaves), options_.conditions());
+    const JacobianLogDets expected = jacobian_log_dets(outputs, leaves);
+
+    double& error = report_.log_det_error;
+    error = 0;
+    const int64_t values = count_values(inputs);
+    bool close = compare_sums(expected.of_all, log_det.sum(), values, error);
+    if (expected.of_samples.defined()) {
+      close =
+          compare_sums(
+              expected.of_samples, log_det, values / log_det.numel(), error) &&
+          close;
+    }
+    if (!close) {
+      differs("the log-determinant differs from that of the Jacobian", error);
+    }
+  }
+
+  /// Compares sums over as many values each, and takes the largest error.
+  bool compare_sums(
+      const at::Tensor& expected,
+      const at::Tensor& found,
+      int64_t values,
+      double& error) const {
+    const double distance = at::amax((found - expected).abs()).item<double>();
+    if (!(distance <= error)) { // NaN stays visible
+      error = std::isnan(error) ? error : distance;
+    }
+    const double atol = options_.atol() * static_cast<double>(values);
+    return at::allclose(found, expected, options_.rtol(), atol) &&
+        at::isfinite(found).all().item<bool>();
+  }
+
   void warn_of_shared_storage(const Tensors& inputs) {
     // Seen without copies, as a caller would call it.
     const at::NoGradGuard no_grad;
-    Tensors originals;
-    for (const at::Tensor& input : inputs) {
-      originals.push_back(input.clone());
-    }
-    Recording off = Recording::off();
-    const Tensors direct = block_.run(Direction::kForward, originals, off);
+    const Tensors originals = copies_of(inputs);
+    const Tensors direct =
+        run(Direction::kForward, originals, options_.conditions());
     for (size_t i = 0; i < originals.size(); ++i) {
       for (size_t j = 0; j < direct.size(); ++j) {
         if (direct[j].has_storage() && direct[j].is_alias_of(originals[i])) {
@@ -295,22 +442,37 @@ class InvertibilityCheck {
     }
   }
 
-  /// Gradients of sum(y * w) for fixed random w, by inputs and parameters.
+  /// Copies that need a gradient, if they can have one.
+  static Tensors leaves_of(const Tensors& tensors) {
+    Tensors leaves;
+    for (const at::Tensor& tensor : tensors) {
+      leaves.push_back(
+          tensor.detach().clone().requires_grad_(tensor.is_floating_point()));
+    }
+    return leaves;
+  }
+
+  /// Gradients of sum(y * w) for fixed random w, with the log-determinant as one
+  /// more y, by inputs, conditions and parameters.
   Tensors gradients(const Tensors& at_inputs, at::Device device) {
     seed(device);
     const at::AutoGradMode with_graph(true);
-    Tensors arguments;
-    Tensors leaves;
-    for (const at::Tensor& input : at_inputs) {
-      at::Tensor argument = input.detach().clone();
-      if (argument.is_floating_point()) {
-        leaves.push_back(argument.requires_grad_());
-      }
-      // No leaf: a module may change its argument in place.
-      arguments.push_back(argument.clone());
+    Tensors leaves = leaves_of(at_inputs);
+    const Tensors conditions = leaves_of(options_.conditions());
+    std::optional<LogDetSum> log_det;
+    if (has_log_det_) {
+      log_det.emplace(leaves[0]);
     }
-    Recording off = Recording::off();
-    Tensors outputs = block_.run(Direction::kForward, arguments, off);
+    // Copies of leaves: a module may change its argument in place.
+    Tensors outputs =
+        run(Direction::kForward,
+            copies_of(leaves),
+            conditions,
+            log_det ? &*log_det : nullptr);
+    if (log_det) {
+      outputs.push_back(log_det->take());
+    }
+    leaves = differentiable_of(joined(std::move(leaves), conditions));
     Tensors weights;
     for (const at::Tensor& output : outputs) {
       weights.push_back(
@@ -324,6 +486,16 @@ class InvertibilityCheck {
         leaves,
         trained_parameters(block_.module()),
         std::move(ends));
+  }
+
+  static Tensors differentiable_of(const Tensors& tensors) {
+    Tensors result;
+    std::copy_if(
+        tensors.begin(),
+        tensors.end(),
+        std::back_inserter(result),
+        [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+    return result;
   }
 
   double gradient_error(
@@ -345,10 +517,14 @@ class InvertibilityCheck {
     return norm == 0 ? 0 : std::sqrt(difference / norm);
   }
 
+  /// Of inputs, above which no Jacobian is taken.
+  static constexpr int64_t kMostValues = 512;
+
   Invertible& block_;
   const InputShapes& shapes_;
   const IsInvertibleOptions& options_;
   InvertibilityReport report_;
+  bool has_log_det_ = false;
 };
 
 /// A pointer to the module, from a holder or from a pointer.
@@ -368,7 +544,8 @@ auto pointer_to(const Holder& holder) {
 } // namespace detail
 
 /// Checks on random input that a module's inverse undoes its forward and the
-/// other way round, and how far gradients at the rebuilt input are off.
+/// other way round, how far gradients at the rebuilt input are off, and whether
+/// log-determinants are those of the Jacobian.
 ///
 /// module is a holder or std::shared_ptr of any module. Parameters, buffers,
 /// gradients, train or eval mode and the default generators are left as found.
@@ -392,7 +569,7 @@ InvertibilityReport check_invertible_module(
   const auto pointer = detail::pointer_to(module);
   using M = std::decay_t<decltype(*pointer)>;
   if constexpr (detail::has_forward_v<M> && detail::has_inverse_v<M>) {
-    const std::shared_ptr<Invertible> block = detail::as_invertible(pointer);
+    const std::shared_ptr<Invertible> block = detail::checked_map(pointer);
     return detail::InvertibilityCheck(*block, shapes, options).run();
   } else {
     InvertibilityReport report;
