@@ -31,12 +31,13 @@ FENCE = re.compile(r"^( *)```.*?^\1```$", re.M | re.S)
 
 def public_part(header):
     """A header without what is in a namespace detail."""
-    return re.sub(
+    text = header.read_text(encoding="utf-8")
+    for namespace in (
+        r"^namespace detail \{\n(?:(?:class|struct) \w+;\n)+\}$",
         r"^namespace detail \{.*?^\} // namespace detail$",
-        "",
-        header.read_text(encoding="utf-8"),
-        flags=re.M | re.S,
-    )
+    ):
+        text = re.sub(namespace, "", text, flags=re.M | re.S)
+    return text
 
 
 def public_headers(root):
