@@ -27,8 +27,12 @@ int main() {
 LINE = SOURCE[: SOURCE.index("  ;")].count("\n")
 
 CALLED = {
-    "coupling": {"forward", "inverse", "options", "f", "g", "clone"},
+    "coupling": {
+        *("forward", "inverse", "options", "f", "g", "clone", "given"),
+        *("forward_with_log_det", "inverse_with_log_det"),
+    },
     "sequence": {
+        *("forward_with_log_det", "inverse_with_log_det", "given"),
         *("forward", "inverse", "push_back", "extend", "at", "ptr", "size"),
         *("begin", "end", "is_empty", "kept", "kept_blocks", "options", "clone"),
     },
@@ -39,10 +43,14 @@ CALLED = {
         "module",
         "kept",
         "input_kept_because",
+        "forward_with_log_det",
+        "inverse_with_log_det",
+        "given",
     },
 }
 HIDDEN = {
     *("run", "backward_step", "takes_halves_of", "type_name", "rebuild"),
+    *("run_with", "log_det", "condition_count", "takes_halves_along", "map"),
     *("undo_update", "take_halves", "block_", "chain_", "exact_", "options_"),
 }
 
