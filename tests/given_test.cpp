@@ -254,6 +254,24 @@ TEST(Given, WorksUnderAutocast) {
       relative_error(gradients(false), gradients(true)), kGradientAutocast);
 }
 
+TEST(Given, AWrapperIsABlockLikeAnother) {
+  torch::manual_seed(1);
+  const Tensor x = torch::randn({2, 4, 3, 3});
+  memcnn::ReversibleSequence known{
+      memcnn::InvertibleModuleWrapper{Scaled(4)},
+      memcnn::InvertibleModuleWrapper{Flipped()}};
+  EXPECT_LT(
+      relative_error(
+          known->forward_with_log_det(x).log_det,
+          Scaled(4)->forward_with_log_det(x).log_det.expand(2)),
+      kRoundTripFloat32);
+  memcnn::ReversibleSequence unknown{memcnn::InvertibleModuleWrapper{Silent()}};
+  EXPECT_THAT(
+      [&] { unknown->forward_with_log_det(x); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("expected a module with a log-determinant")));
+}
+
 TEST(Given, NeedsAMapOfOneTensor) {
   struct PairImpl final : torch::nn::Cloneable<PairImpl> {
     void reset() override {}
@@ -266,6 +284,7 @@ TEST(Given, NeedsAMapOfOneTensor) {
   };
   memcnn::InvertibleModuleWrapper wrapped(
       torch::nn::ModuleHolder<PairImpl>(std::make_shared<PairImpl>()));
+  EXPECT_TRUE(memcnn::is_invertible_module(wrapped, {{2, 2}, {2, 2}}));
   EXPECT_THAT(
       [&] {
         wrapped->forward_with_log_det(torch::zeros({2, 2}));

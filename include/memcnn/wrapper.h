@@ -130,6 +130,12 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     return map(Direction::kInverse, output, {}, /*with_log_det=*/true);
   }
 
+  /// What is known of the module's log-determinant.
+  LogDet log_det() const {
+    return kMapsTensor && kConditions == 0 ? block_->log_det()
+                                           : LogDet::kUnknown;
+  }
+
   /// The same four methods under conditions, for a module that maps one tensor to
   /// one.
   Given given(std::vector<at::Tensor> conditions) {

@@ -21,6 +21,16 @@
 
 namespace memcnn::detail {
 
+/// Whether a module says itself what is known of its log-determinant, as a
+/// wrapper does, which has the members whatever it wraps.
+template <class M, class = void>
+inline constexpr bool knows_log_det_v = false;
+template <class M>
+inline constexpr bool knows_log_det_v<
+    M,
+    std::void_t<decltype(std::declval<const M&>().log_det())>> =
+    std::is_same_v<decltype(std::declval<const M&>().log_det()), LogDet>;
+
 template <class Signature>
 struct with_arguments;
 template <class R, class... Args>
@@ -71,6 +81,9 @@ class PlainModule final : public Invertible {
   }
 
   LogDet log_det() const override {
+    if constexpr (knows_log_det_v<M>) {
+      return std::as_const(*module_).log_det();
+    }
     return has_log_det_v<M>                     ? LogDet::kSample
         : std::is_base_of_v<PreservesVolume, M> ? LogDet::kZero
                                                 : LogDet::kUnknown;

@@ -56,15 +56,25 @@ template <class M>
 inline constexpr bool has_inverse_v =
     !std::is_void_v<typename inverse_signature<M>::type>;
 
-/// Whether a module has forward_with_log_det and inverse_with_log_det.
-template <class M, class = void>
-inline constexpr bool has_log_det_v = false;
-template <class M>
-inline constexpr bool has_log_det_v<
+/// Whether a module has forward_with_log_det and inverse_with_log_det, which take
+/// what its forward and inverse take.
+template <class M, class Forward, class Inverse, class = void>
+inline constexpr bool takes_log_det_v = false;
+template <class M, class R, class... Args, class S, class... Brgs>
+inline constexpr bool takes_log_det_v<
     M,
+    R(Args...),
+    S(Brgs...),
     std::void_t<
-        decltype(&M::forward_with_log_det),
-        decltype(&M::inverse_with_log_det)>> = true;
+        decltype(std::declval<M&>().forward_with_log_det(
+            std::declval<std::decay_t<Args>&>()...)),
+        decltype(std::declval<M&>().inverse_with_log_det(
+            std::declval<std::decay_t<Brgs>&>()...))>> = true;
+template <class M>
+inline constexpr bool has_log_det_v = takes_log_det_v<
+    M,
+    typename forward_signature<M>::type,
+    typename inverse_signature<M>::type>;
 
 /// Whether a signature maps one Tensor to one Tensor.
 template <class Signature>
