@@ -21,6 +21,7 @@ INDEX = "docs/api/README.md"
 SKIPPED = {"build", "data", "results", ".git"}
 
 TYPE = re.compile(r"^(?:class|struct|enum class) (\w+)\b(?!;)", re.M)
+HOLDER = re.compile(r"^TORCH_MODULE\((\w+)\);", re.M)
 FUNCTION = re.compile(r"^(?:inline )?(?:const )?[\w:]+(?:<[^>]*>)?[&*]? (\w+)\(", re.M)
 OPTIONS = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.M | re.S)
 OPTION = re.compile(r"TORCH_ARG\((.+), (\w+)\) = ([^;]+);")
@@ -51,7 +52,7 @@ def public_names(root):
     names = set()
     for header in public_headers(root):
         text = public_part(header)
-        names.update(TYPE.findall(text), FUNCTION.findall(text))
+        names.update(TYPE.findall(text), HOLDER.findall(text), FUNCTION.findall(text))
     # The modules behind holders.
     return {name for name in names if not name.endswith("Impl")}
 

@@ -265,14 +265,17 @@ class InvertibleChecks {
     const torch::Tensor once = module->forward(x);
     EXPECT_TRUE(torch::nn::AnyModule(module).forward(x).equal(once));
     EXPECT_TRUE(torch::nn::AnyModule(saving).forward(x).equal(once));
-    torch::nn::Sequential sequential(module, torch::nn::Tanh(), saving);
-    EXPECT_TRUE(
-        sequential->forward(x).equal(module->forward(torch::tanh(once))));
+    torch::nn::Sequential sequential(torch::nn::Tanh(), module);
+    const torch::Tensor of_tanh = module->forward(torch::tanh(x));
+    EXPECT_TRUE(sequential->forward(x).equal(of_tanh));
+    EXPECT_TRUE(torch::nn::Sequential(torch::nn::Tanh(), saving)
+                    ->forward(x)
+                    .equal(of_tanh));
     if constexpr (std::is_base_of_v<
                       memcnn::Invertible,
                       typename Module::ContainedType>) {
       EXPECT_NE(
-          std::dynamic_pointer_cast<memcnn::Invertible>(sequential->ptr(0)),
+          std::dynamic_pointer_cast<memcnn::Invertible>(sequential->ptr(1)),
           nullptr);
     }
   }

@@ -51,7 +51,7 @@ stream_of(at::Tensor matrices, PixelsAs pixels, const at::Tensor& like) {
     sizes.erase(sizes.begin() + 1);
     matrices = matrices.view(sizes).movedim(-1, 1);
   }
-  return laid_out_as(like, no_view(matrices));
+  return no_view(laid_out_as(like, std::move(matrices)));
 }
 
 /// The product of a matrix, (C, C), and the channels of each pixel of a stream,

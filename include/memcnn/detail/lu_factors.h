@@ -31,21 +31,12 @@ class LuFactors {
     return lu_.diagonal().abs().log().sum();
   }
 
-  /// The smallest pivot in units of the largest: 0 of a singular matrix, or no
-  /// more than rounding. Waits for a device.
-  double smallest_pivot() const {
-    const at::Tensor pivots = lu_.detach().diagonal().abs();
-    return ((pivots.min)() / (pivots.max)()).item<double>();
-  }
-
   /// Whether rounding is all that is left of a pivot. Waits for a device.
   bool is_singular() const {
-    const auto n = static_cast<double>(lu_.size(-1));
-    // Of zeros alone the quotient is NaN, of NaN as well: that is no question
-    // of the rank.
-    const double smallest = smallest_pivot();
-    return smallest <= n * std::numeric_limits<double>::epsilon() ||
-        lu_.detach().diagonal().eq(0).all().item<bool>();
+    const at::Tensor pivots = lu_.detach().diagonal().abs();
+    const double rounding = static_cast<double>(pivots.numel()) *
+        std::numeric_limits<double>::epsilon();
+    return (pivots.amin() <= rounding * pivots.amax()).item<bool>();
   }
 
  private:

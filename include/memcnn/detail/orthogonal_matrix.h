@@ -21,7 +21,7 @@ inline at::Tensor random_rotation(int64_t n) {
   // positive; one column more turns a reflection into a rotation.
   at::Tensor rotation = q * r.diagonal().sign();
   rotation.select(1, 0).mul_(at::linalg_det(rotation).sign());
-  return rotation;
+  return rotation.contiguous(); // QR goes by columns
 }
 
 /// The orthogonal matrix next to each of some matrices, (*, n, n), that are
@@ -49,8 +49,9 @@ class OrthogonalMatrix {
   /// Registers both in a module.
   OrthogonalMatrix(torch::nn::Module& module, const at::Tensor& start) {
     const at::Tensor base = start.to(c10::get_default_dtype_as_scalartype());
-    base_ = module.register_buffer("base", base.clone());
-    skew_ = module.register_parameter("skew", at::zeros_like(base));
+    base_ = module.register_buffer(
+        "base", base.clone(at::MemoryFormat::Contiguous));
+    skew_ = module.register_parameter("skew", at::zeros_like(base_));
   }
 
   /// From now on Q is this one.

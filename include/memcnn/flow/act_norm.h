@@ -28,7 +28,7 @@
 namespace memcnn {
 namespace detail {
 class ArmedActNorms;
-}
+} // namespace detail
 
 /// The module behind ActNorm.
 class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
@@ -87,8 +87,8 @@ class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
     for (at::Tensor& part : inputs) {
       const Numbers numbers = numbers_for(part, first);
       first += part.size(1);
-      if (!detail::is_graph_built({part, bias, log_scale}) &&
-          detail::is_sole_owner(part)) {
+      const bool builds_graph = detail::is_graph_built({part, bias, log_scale});
+      if (!builds_graph && detail::is_sole_owner(part)) {
         apply_in_place(direction, part, numbers);
       } else {
         part = direction == Direction::kForward
@@ -136,36 +136,43 @@ class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
     }
     const detail::NoAutocast no_autocast;
     const Tensors wanted = parameters.wanted(*this);
+    const bool arrived =
+        detail::complete_gradients(after.grad_outputs, after.outputs);
     std::array<Tensors, 2> grads; // of bias and log-scale, by parts
     int64_t first = 0;
     for (size_t i = 0; i < after.outputs.size(); ++i) {
       at::Tensor& part = after.outputs[i];
       at::Tensor& grad = after.grad_outputs[i];
       part = detail::owned(std::move(part));
-      grad = grad.defined() ? detail::owned_as(part, std::move(grad))
-                            : at::zeros_like(part);
       const Numbers numbers = numbers_for(part, first);
       first += part.size(1);
+      if (!arrived) {
+        apply_in_place(opposite(direction), part, numbers);
+        continue;
+      }
+      grad = detail::owned_as(part, std::move(grad));
       auto [grad_bias, grad_log_scale] =
           take_back(direction, part, grad, numbers, !wanted.empty());
       grads[0].push_back(std::move(grad_bias));
       grads[1].push_back(std::move(grad_log_scale));
+      if (!after.needs_grad[i]) {
+        grad.reset();
+      }
     }
     for (const at::Tensor& parameter : wanted) {
       const bool is_bias = parameter.is_same(bias);
-      at::Tensor grad = at::cat(grads[is_bias ? 0 : 1]);
+      const auto add = [&](at::Tensor grad) {
+        parameters.add(
+            parameter, detail::as_dtype_of(parameter, std::move(grad)));
+      };
+      if (arrived) {
+        add(at::cat(grads[is_bias ? 0 : 1]));
+      }
       if (!is_bias && after.grad_log_det.defined()) {
         const int64_t pixels = detail::pixels_of(after.outputs[0]);
-        grad.add_(
-            after.grad_log_det.sum(),
-            direction == Direction::kForward ? pixels : -pixels);
-      }
-      parameters.add(
-          parameter, detail::as_dtype_of(parameter, std::move(grad)));
-    }
-    for (size_t i = 0; i < after.grad_outputs.size(); ++i) {
-      if (!after.needs_grad[i]) {
-        after.grad_outputs[i] = at::Tensor();
+        add((after.grad_log_det.sum() *
+             (direction == Direction::kForward ? pixels : -pixels))
+                .expand({channels_}));
       }
     }
     return {std::move(after.outputs), std::move(after.grad_outputs), {}};

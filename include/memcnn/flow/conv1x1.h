@@ -210,24 +210,26 @@ class Conv1x1Impl final : public torch::nn::Cloneable<Conv1x1Impl>,
       AfterRun& after,
       BeforeRun& before) {
     at::Tensor grad_matrix;
-    for (size_t i = 0; i < after.outputs.size(); ++i) {
-      if (!after.grad_outputs[i].defined()) {
-        after.grad_outputs[i] = at::zeros_like(after.outputs[i]);
-      }
-    }
+    const bool arrived =
+        detail::complete_gradients(after.grad_outputs, after.outputs);
+    before.grad_inputs.resize(after.outputs.size());
     if (direction == Direction::kForward) {
       before.inputs = detail::channel_product(inverse, after.outputs);
       after.outputs.clear();
-      if (wanted) {
+      if (arrived && wanted) {
         grad_matrix = detail::channel_outer(after.grad_outputs, before.inputs);
       }
-      before.grad_inputs =
-          detail::channel_product(weight.t(), after.grad_outputs);
+      if (arrived) {
+        before.grad_inputs =
+            detail::channel_product(weight.t(), after.grad_outputs);
+      }
     } else {
-      before.grad_inputs =
-          detail::channel_product(inverse.t(), after.grad_outputs);
-      after.grad_outputs.clear();
-      if (wanted) {
+      if (arrived) {
+        before.grad_inputs =
+            detail::channel_product(inverse.t(), after.grad_outputs);
+        after.grad_outputs.clear();
+      }
+      if (arrived && wanted) {
         grad_matrix =
             detail::channel_outer(before.grad_inputs, after.outputs).neg_();
       }

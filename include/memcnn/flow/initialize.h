@@ -68,9 +68,7 @@ class BuffersGuard {
   ~BuffersGuard() {
     in_destructor([&] {
       for (const Buffer& buffer : found_) {
-        if (version_of(buffer.tensor) != buffer.version) {
-          rewind(buffer.tensor, buffer.value, buffer.version);
-        }
+        rewind(buffer.tensor, buffer.value, buffer.version);
       }
     });
   }

@@ -71,7 +71,7 @@ class OrthogonalDownsamplingImpl final
         "::",
         kName,
         "(): expected one to three strides from 1 on, but got ",
-        strides_,
+        at::IntArrayRef(strides_),
         ". Give one for each dimension after the channels, as in {2, 2}.");
     reset();
   }
@@ -153,6 +153,12 @@ class OrthogonalDownsamplingImpl final
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
+    if (!after.grad_outputs[0].defined()) { // no gradient arrived
+      return {
+          run(opposite(direction), std::move(after.outputs), recording),
+          Tensors(1),
+          {}};
+    }
     const detail::NoAutocast no_autocast;
     detail::LocalRun local(*this, {}, {}, parameters);
     {
@@ -161,9 +167,6 @@ class OrthogonalDownsamplingImpl final
     }
     at::Tensor stream = std::move(after.outputs[0]);
     at::Tensor grad = std::move(after.grad_outputs[0]);
-    if (!grad.defined()) {
-      grad = at::zeros_like(stream);
-    }
     const at::Tensor matrix =
         detail::detached(local.outputs[0]).to(stream.scalar_type());
     at::Tensor grad_matrix;
@@ -202,7 +205,7 @@ class OrthogonalDownsamplingImpl final
       const {
     const at::Tensor result =
         at::matmul(matrices, blocks_of(squeezed)).view(squeezed.sizes());
-    return detail::laid_out_as(squeezed, detail::no_view(result));
+    return detail::no_view(detail::laid_out_as(squeezed, result));
   }
 
   /// The sum over samples and pixels of the products of each entry of a block of
@@ -213,24 +216,24 @@ class OrthogonalDownsamplingImpl final
   }
 
   void check_sizes(Direction direction, const Tensors& inputs) const {
+    const at::Tensor& input = inputs[0];
     const bool is_forward = direction == Direction::kForward;
     const int64_t k = detail::entries_of_block(strides_);
-    const at::Tensor& input = inputs[0];
+    const std::string place = detail::place_of(kName, direction);
     detail::check_stream(
         kName, direction, inputs, is_forward ? channels_ : channels_ * k);
-    bool fits = input.dim() == static_cast<int64_t>(strides_.size()) + 2;
-    for (size_t i = 0; fits && is_forward && i < strides_.size(); ++i) {
-      fits = input.size(static_cast<int64_t>(i) + 2) % strides_[i] == 0;
-    }
     TORCH_CHECK_VALUE(
-        fits,
-        detail::place_of(kName, direction),
-        "expected a dimension after the channels for each of the strides ",
-        strides_,
-        is_forward ? ", of a multiple of its size" : "",
+        input.dim() == static_cast<int64_t>(strides_.size()) + 2,
+        place,
+        "expected an input (N, C, *) with a dim for each of the strides ",
+        at::IntArrayRef(strides_),
         ", but got ",
         detail::describe(input),
-        ". Pad the input, or construct the layer with other strides.");
+        ". Construct the layer with a stride for each dimension after the "
+        "channels.");
+    if (is_forward) {
+      detail::check_pixels(place, input, strides_);
+    }
   }
 
   LogDet log_det() const override {
