@@ -5,6 +5,7 @@
 #include "support/error.h"
 #include "train/base/config.h"
 #include "train/data/data_set.h"
+#include "train/run_options.h"
 #include "train/step/network.h"
 
 #include <fmt/format.h>
@@ -49,16 +50,8 @@ inline std::vector<std::string> saving_options() {
 }
 
 inline void add_recipe(CLI::App& app, Config& config) {
-  constexpr int64_t kMostImages = 50000; // for training, in any data set
-  constexpr double kLargestRate = 1e30; // no float32 outlives more
   app.option_defaults()->group("The recipe");
-  app.add_option(
-         "--iterations",
-         config.iterations,
-         "Training steps in all; 0: evaluate only")
-      ->transform(count_from(0));
-  app.add_option("--batch-size", config.batch_size, "Images per step")
-      ->transform(support::whole_number(2, kMostImages));
+  add_length(app, config, /*least_batch=*/2); // of batch normalisation
   app.add_option(
          "--learning-rate",
          config.learning_rate,
@@ -67,9 +60,7 @@ inline void add_recipe(CLI::App& app, Config& config) {
       ->check(number_up_to(kLargestRate));
   app.add_option("--weight-decay", config.weight_decay, "Weight decay")
       ->check(number_up_to(kLargestRate));
-  app.add_option(
-         "--seed", config.seed, "Seed of weights, image order and augmentation")
-      ->transform(support::seed());
+  add_seed(app, config);
   app.add_option(
          "--load-weights",
          config.load_weights,
@@ -106,11 +97,7 @@ inline void add_computation(CLI::App& app, Config& config) {
          "undone exactly: every engine, and --plain, then prints the same "
          "losses. 12 to 16 suit float32 (default: no rounding)")
       ->transform(support::whole_number(0, kMostFractionalBits));
-  app.add_flag(
-      "--amp",
-      config.amp,
-      "Compute in bfloat16 where that is accurate enough (automatic mixed "
-      "precision)");
+  add_amp(app, config);
   app.add_option(
          "--memory-format",
          config.memory_format,
@@ -126,10 +113,7 @@ inline void add_computation(CLI::App& app, Config& config) {
 
 inline void add_gpu(CLI::App& app, Config& config) {
   app.option_defaults()->group("On a GPU");
-  CLI::Option* no_cuda = app.add_flag_callback(
-      "--no-cuda",
-      [&config] { config.use_cuda = false; },
-      "Stay on the CPU where a GPU is present");
+  CLI::Option* no_cuda = add_no_cuda(app, config);
   CLI::Option* no_graph = app.add_flag_callback(
       "--no-cuda-graph",
       [&config] { config.cuda_graph = false; },
@@ -163,12 +147,7 @@ inline void add_comparisons(CLI::App& app, Config& config, bool& plain) {
          "from plain autograd's. Takes the time of three steps and less memory "
          "than a plain one; 0: never")
       ->transform(count_from(0));
-  app.add_option(
-         "--compare-plain",
-         config.compare_plain,
-         "At the end, train the network and its plain twin for this many steps "
-         "each and print their memory and time side by side")
-      ->transform(count_from(0));
+  add_compare_plain(app, config);
   for (const std::string& option : saving_options()) {
     plain_option->excludes(app.get_option(option));
   }
@@ -203,52 +182,18 @@ inline void add_processes(CLI::App& app, Config& config) {
 
 inline void add_files(CLI::App& app, Config& config) {
   app.option_defaults()->group("Files");
-  app.add_option(
-         "--data-dir",
-         config.data_dir,
-         "Folder of the data set's files (default: where the build targets "
-         "download_cifar10 and download_cifar100 put them)")
-      ->check(support::file_name());
-  app.add_option(
-         "--results-dir",
-         config.results_dir,
-         "Folder for run.json, log.jsonl, results.json and checkpoint.memcnn "
-         "(default: results/MODEL-DATASET)")
-      ->check(support::file_name());
+  add_folders(
+      app,
+      config,
+      "run.json, log.jsonl, results.json and checkpoint.memcnn (default: "
+      "results/MODEL-DATASET)");
   app.add_option(
          "--save-weights",
          config.save_weights,
          "At the end, write the weights to this file, for Python's torch.load() "
          "and load_state_dict()")
       ->check(support::file_name());
-  app.add_option(
-         "--checkpoint-every",
-         config.checkpoint_every,
-         "Steps between two checkpoints; 0: at the end only")
-      ->transform(count_from(0));
-  CLI::Option* fresh = app.add_flag(
-      "--fresh", config.fresh, "Start anew, over an old checkpoint");
-  app.add_flag(
-         "--from-previous",
-         config.from_previous,
-         "Go on from the checkpoint before the last one, where that is damaged")
-      ->excludes(fresh);
-}
-
-inline void add_reports(CLI::App& app, Config& config) {
-  app.option_defaults()->group("What is reported");
-  app.add_option("--log-every", config.log_every, "Steps between two rows")
-      ->transform(count_from(1));
-  app.add_option(
-         "--evaluate-every",
-         config.evaluate_every,
-         "Steps between two evaluations on the test images; 0: at the end only")
-      ->transform(count_from(0));
-  app.add_option(
-         "--test-images",
-         config.test_images,
-         "Evaluate on the first of the test images only; 0: on all")
-      ->transform(count_from(0));
+  add_checkpoints(app, config);
 }
 
 /// What CLI11 cannot know: that some options depend on what others say.
@@ -322,7 +267,7 @@ inline std::optional<Config> parse_command_line(int argc, const char** argv) {
   detail::add_comparisons(app, config, plain);
   detail::add_processes(app, config);
   detail::add_files(app, config);
-  detail::add_reports(app, config);
+  add_reports(app, config);
   if (!support::parse(app, argc, argv)) {
     return std::nullopt;
   }

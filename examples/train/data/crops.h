@@ -14,8 +14,6 @@
 
 namespace training {
 
-namespace detail {
-
 /// A generator for one purpose and one moment of a run. Batches depend on the
 /// seed and the iteration alone, so a resumed run needs no generator's state,
 /// and what a network draws does not change its data.
@@ -26,8 +24,6 @@ generator_for(uint64_t seed, uint64_t purpose, int64_t moment) {
       static_cast<uint64_t>(moment) * 0x94d049bb133111ebu;
   return at::detail::createCPUGenerator(mixed ^ (mixed >> 31));
 }
-
-} // namespace detail
 
 /// What a place of a batch is cut out of, and how.
 struct Crop {
@@ -70,13 +66,13 @@ class TrainingCrops final {
     const int64_t pass = iteration / batches_per_pass_;
     if (pass != pass_) {
       const auto order = torch::randperm(
-          images_, detail::generator_for(seed_, kOrder, pass), torch::kInt64);
+          images_, generator_for(seed_, kOrder, pass), torch::kInt64);
       const auto* first = order.const_data_ptr<int64_t>();
       order_.assign(first, first + order.numel());
       pass_ = pass;
     }
     const auto windows = draw_windows(
-        batch_size_, detail::generator_for(seed_, kAugmentation, iteration));
+        batch_size_, generator_for(seed_, kAugmentation, iteration));
     const int64_t first = (iteration % batches_per_pass_) * batch_size_;
     const int64_t begin = slice_.first(batch_size_);
     std::vector<Crop> crops;

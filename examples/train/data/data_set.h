@@ -2,7 +2,7 @@
 #pragma once
 
 #include "support/error.h"
-#include "train/base/config.h"
+#include "train/base/run_settings.h"
 #include "train/data/cifar.h"
 #include "train/data/images.h"
 #include "train/data/synthetic.h"
@@ -21,7 +21,8 @@ inline const std::vector<std::string>& dataset_names() {
 }
 
 /// The files that load_dataset() reads.
-inline std::vector<std::filesystem::path> dataset_files(const Config& config) {
+inline std::vector<std::filesystem::path> dataset_files(
+    const RunSettings& config) {
   if (config.dataset == "cifar10") {
     return cifar_paths(cifar10_files(), config.data_dir);
   }
@@ -32,7 +33,7 @@ inline std::vector<std::filesystem::path> dataset_files(const Config& config) {
 }
 
 /// Loads the data set of a configuration.
-inline DataSet load_dataset(const Config& config) {
+inline DataSet load_dataset(const RunSettings& config) {
   if (config.dataset == "cifar10") {
     return read_cifar(cifar10_files(), config.data_dir);
   }

@@ -24,6 +24,14 @@ struct Images {
   }
 };
 
+/// Leaves the first of the images only; all of them where `count` is 0.
+inline void keep_first(Images& images, int64_t count) {
+  if (count > 0 && count < images.size()) {
+    images.pixels = images.pixels.narrow(0, 0, count);
+    images.labels = images.labels.narrow(0, 0, count);
+  }
+}
+
 struct DataSet {
   Images train;
   Images test;

@@ -2,25 +2,24 @@
 #pragma once
 
 #include "support/error.h"
-#include "train/base/config.h"
 #include "train/base/folder.h"
 #include "train/base/format_error.h"
+#include "train/base/run_settings.h"
 #include "train/run/checkpoint.h"
 #include "train/run/checkpoint_content.h"
 #include "train/run/checkpoint_files.h"
+#include "train/run/file_names.h"
 #include "train/run/log.h"
-#include "train/run/print.h"
-#include "train/run/results.h"
 #include "train/run/run_state.h"
-#include "train/step/trainer.h"
+#include "train/run/say.h"
 #include "train/team/team.h"
-#include "train/weights/python_weights.h"
 
 #include <fmt/format.h>
 
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,7 +28,8 @@ namespace training {
 
 namespace detail {
 
-inline RunState restore(
+template <class Config, class Trainer>
+RunState restore(
     const Config& config,
     uint32_t fingerprint,
     const CheckpointFiles& checkpoints,
@@ -74,7 +74,8 @@ inline void warn_of_processes(
   }
 }
 
-inline RunState resume(
+template <class Config, class Trainer>
+RunState resume(
     const Config& config,
     uint32_t fingerprint,
     const CheckpointFiles& checkpoints,
@@ -98,14 +99,14 @@ inline RunState resume(
   warn_of_processes(path, state.processes, trainer.team().size());
   say("going on from {} at iteration {}", path.string(), state.iteration);
   if (config.iterations != state.iterations) {
-    say("training for {} iterations instead of {}: from here on the learning "
-        "rate falls where it does in a run of that length",
+    say("training for {} iterations instead of {}{}",
         config.iterations,
-        state.iterations);
+        state.iterations,
+        Config::kRateFollowsLength
+            ? ": from here on the learning rate falls where it does in a run of "
+              "that length"
+            : "");
     state.change_length(config.iterations);
-  }
-  if (!config.load_weights.empty()) {
-    say("not reading {}: the run started from it", config.load_weights);
   }
   return state;
 }
@@ -170,27 +171,27 @@ inline void check_left_behind(
 } // namespace detail
 
 /// Where a run begins: at its last checkpoint, if there is one and none of the
-/// flags says otherwise, else at its first step, with random or given weights.
+/// flags says otherwise, else at its first step, which `prepare` makes ready for.
 /// Fills the trainer with what belongs to it. Checkpoints and log are in the
 /// folder.
 ///
-/// Throws:   Error if the checkpoint, its log or the weights are not ones to
-///           begin with; the files are then as they were.
-inline RunState begin(
+/// Throws:   Error if the checkpoint or its log are not ones to begin with, or
+///           `prepare` does; the files are then as they were.
+template <class Config, class Trainer>
+RunState begin(
     const Config& config,
     uint32_t fingerprint,
     const CheckpointFiles& checkpoints,
     const Folder& folder,
-    Trainer& trainer) {
+    Trainer& trainer,
+    const std::function<void()>& prepare = [] {}) {
   if (!config.fresh && (config.from_previous || checkpoints.has_last())) {
     return detail::resume(config, fingerprint, checkpoints, folder, trainer);
   }
   if (!config.fresh) {
     detail::check_left_behind(checkpoints, folder);
   }
-  if (!config.load_weights.empty()) {
-    load_python_weights(config.load_weights, config.model, trainer.network());
-  }
+  prepare();
   checkpoints.remove();
   RunState state;
   state.iterations = config.iterations;
@@ -200,7 +201,8 @@ inline RunState begin(
 /// Where all processes begin: the leader has found out, and the others learn it
 /// from the checkpoint that it would write now. They need no files, and cannot
 /// disagree.
-inline RunState begin_as_leader(
+template <class Config, class Trainer>
+RunState begin_as_leader(
     const Config& config,
     uint32_t fingerprint,
     RunState state,
@@ -214,7 +216,8 @@ inline RunState begin_as_leader(
 }
 
 /// Likewise as one of the others.
-inline RunState begin_with_leader(
+template <class Config, class Trainer>
+RunState begin_with_leader(
     const Config& config,
     uint32_t fingerprint,
     Trainer& trainer) {

@@ -4,13 +4,12 @@
 #include "support/error.h"
 #include "support/printable.h"
 #include "train/base/checksum.h"
-#include "train/base/config.h"
 #include "train/base/files.h"
+#include "train/base/run_settings.h"
 #include "train/run/as_argument.h"
 #include "train/run/checkpoint_content.h"
 #include "train/run/run_state.h"
 #include "train/run/trainer_state.h"
-#include "train/step/trainer.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -26,7 +25,7 @@ namespace detail {
 [[noreturn]] inline void stop_on_seed(
     const std::filesystem::path& path,
     const std::string& found,
-    const Config& config) {
+    const RunSettings& config) {
   throw support::Error(fmt::format(
       "expected the checkpoint {} to have seed {}, but got {}: its weights and "
       "the order of its images followed from that, and with another seed it is "
@@ -49,7 +48,8 @@ inline bool is_same_setting(
 }
 
 /// Refuses a checkpoint that another recipe made; its length may be another.
-inline void check_recipe(
+template <class Config>
+void check_recipe(
     const std::filesystem::path& path,
     const nlohmann::json& found,
     const Config& config) {
@@ -76,7 +76,7 @@ inline void check_recipe(
 inline void check_length(
     const std::filesystem::path& path,
     const RunState& state,
-    const Config& config) {
+    const RunSettings& config) {
   if (config.iterations < state.iteration) {
     throw support::Error(fmt::format(
         "expected --iterations to be at least the {} that the checkpoint "
@@ -93,7 +93,7 @@ inline void check_images(
     const std::filesystem::path& path,
     uint32_t expected,
     uint32_t found,
-    const Config& config) {
+    const RunSettings& config) {
   if (found != expected) {
     throw support::Error(fmt::format(
         "expected the images of {} to be those that the checkpoint {} was "
@@ -109,8 +109,10 @@ inline void check_images(
 } // namespace detail
 
 /// All that a run needs to go on as if it had never stopped. `fingerprint` is
-/// that of its images.
-inline std::string make_checkpoint(
+/// that of its images. The configuration of a program is RunSettings and more,
+/// for which there is recipe().
+template <class Config, class Trainer>
+std::string make_checkpoint(
     const Config& config,
     uint32_t fingerprint,
     const RunState& state,
@@ -125,7 +127,8 @@ inline std::string make_checkpoint(
 /// Throws:   Error if it is of another recipe, of other images, or of a longer
 ///           run, FormatError if it is damaged; the trainer is then not to be
 ///           used.
-inline RunState restore_checkpoint(
+template <class Config, class Trainer>
+RunState restore_checkpoint(
     const std::string& bytes,
     const std::filesystem::path& path,
     const Config& config,

@@ -6,27 +6,32 @@
 
 #include "revnet/captured_step.h"
 #include "support/error.h"
-#include "train/base/config.h"
 #include "train/base/interrupt.h"
+#include "train/base/run_settings.h"
 #include "train/data/images.h"
-#include "train/run/print.h"
+#include "train/run/out_of_memory.h"
 #include "train/run/progress_line.h"
 #include "train/run/run_state.h"
+#include "train/run/say.h"
+#include "train/run/step_figures.h"
 #include "train/step/memory_use.h"
-#include "train/step/network.h"
 #include "train/step/step_result.h"
-#include "train/step/trainer.h"
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <torch/types.h>
+#include <nlohmann/json.hpp>
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace training {
 
 /// A network and its plain twin, trained for the same steps from the same
-/// weights.
+/// weights. Of a program, the functions below need its Config, for which there
+/// are plain_twin() and is_plain(), and its trainer, with step(), read() and
+/// runs_ahead().
 struct Comparison {
   RunState saving;
   RunState plain;
@@ -36,7 +41,8 @@ namespace detail {
 
 /// Steps that are not timed: those of a GPU in which libraries start up and try
 /// their algorithms, and the one that is captured.
-inline int64_t untimed_steps(const Trainer& trainer) {
+template <class Trainer>
+int64_t untimed_steps(const Trainer& trainer) {
   return trainer.runs_ahead() ? revnet::CapturedStepOptions().warm_up() + 1 : 0;
 }
 
@@ -44,7 +50,8 @@ inline int64_t untimed_steps(const Trainer& trainer) {
 ///
 /// Throws:   Error if one of them had a loss that is not finite: what comes
 ///           after it are no steps to measure.
-inline StepSums sums_of_finite_steps(const Config& config, Trainer& trainer) {
+template <class Trainer>
+StepSums sums_of_finite_steps(const RunSettings& config, Trainer& trainer) {
   const StepReport report = trainer.read();
   if (report.bad_loss) {
     throw support::Error(fmt::format(
@@ -58,8 +65,11 @@ inline StepSums sums_of_finite_steps(const Config& config, Trainer& trainer) {
 }
 
 /// What the timed steps of a network come to, and the memory of all.
-inline RunState
-measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
+template <class Trainer>
+RunState measured_steps(
+    const RunSettings& config,
+    Trainer& trainer,
+    ProgressLine& progress) {
   RunState state;
   const int64_t untimed = untimed_steps(trainer);
   const int64_t steps = untimed + config.compare_plain;
@@ -82,7 +92,8 @@ measured_steps(const Config& config, Trainer& trainer, ProgressLine& progress) {
 /// says. Nothing where a signal asks to stop.
 ///
 /// Throws:   Error if a loss is not finite.
-inline std::optional<Comparison> compare_with_plain(
+template <class Trainer, class Config>
+std::optional<Comparison> compare_with_plain(
     const Config& config,
     const DataSet& data,
     torch::Device device,
@@ -102,7 +113,8 @@ inline std::optional<Comparison> compare_with_plain(
 }
 
 inline void print_comparison(
-    const Config& config,
+    const std::string& network,
+    const RunSettings& config,
     const Comparison& comparison) {
   const auto& [saving, plain] = comparison;
   const auto row = [](const char* what, double ours, double theirs) {
@@ -110,7 +122,7 @@ inline void print_comparison(
   };
   say("\n{} and its plain twin, {} steps each from the same weights\n"
       "  {:<26}{:>12}{:>12}{:>10}",
-      config.model,
+      network,
       saving.iteration,
       "",
       config.engine,
@@ -128,6 +140,45 @@ inline void print_comparison(
   row("loss, mean of the steps",
       saving.since_row.loss / static_cast<double>(saving.iteration),
       plain.since_row.loss / static_cast<double>(plain.iteration));
+}
+
+/// Compares and prints it. Nothing where a signal asks to stop, or where that
+/// fails, such as for want of memory, of which the plain twin takes more than
+/// all before: the run can do without.
+template <class Trainer, class Config>
+std::optional<Comparison> try_to_compare(
+    const std::string& network,
+    const Config& config,
+    const DataSet& data,
+    torch::Device device,
+    memcnn::AllocationMeter& meter,
+    ProgressLine& progress) {
+  std::string reason;
+  try {
+    auto comparison =
+        compare_with_plain<Trainer>(config, data, device, meter, progress);
+    if (comparison) {
+      print_comparison(network, config, *comparison);
+    }
+    return comparison;
+  } catch (const c10::Error& error) {
+    reason = reason_of(error);
+  } catch (const support::Error& error) {
+    reason = error.what();
+  }
+  progress.clear();
+  print_warning("the comparison is left out: " + reason);
+  return std::nullopt;
+}
+
+/// What a comparison has come to, as the results have it.
+inline nlohmann::ordered_json comparison_figures(
+    const RunSettings& config,
+    const Comparison& comparison) {
+  return {
+      {"steps", config.compare_plain},
+      {config.engine, step_figures(comparison.saving)},
+      {"plain", step_figures(comparison.plain)}};
 }
 
 } // namespace training

@@ -3,6 +3,7 @@
 
 #include "support/error.h"
 #include "train/base/config.h"
+#include "train/base/run_settings.h"
 #include "train/run/checkpoint_files.h"
 
 #include <c10/util/Exception.h>
@@ -22,10 +23,13 @@ inline std::string reason_of(const c10::Error& error) {
 }
 
 /// What a run says for which a GPU has too little memory, whatever it did then.
-/// A step that was begun is lost, and no file is.
+/// A step that was begun is lost, and no file is. `first` and `last` are what the
+/// program has to lower it, beside what all have.
 inline support::Error out_of_memory(
-    const Config& config,
-    const c10::OutOfMemoryError& error) {
+    const RunSettings& config,
+    const c10::OutOfMemoryError& error,
+    const std::string& first = "",
+    const std::string& last = "") {
   const auto checkpoint =
       std::filesystem::path(config.results_dir) / CheckpointFiles::kLast;
   std::error_code ignored;
@@ -36,15 +40,26 @@ inline support::Error out_of_memory(
       "--batch-size{}. {}",
       config.batch_size,
       reason_of(error),
-      config.cuda_graph.value_or(true)
-          ? "give --no-cuda-graph, whose steps share memory with all else, "
-          : "",
-      config.memory_budget > 0 ? " or --memory-budget" : "",
+      first,
+      last,
       saved ? fmt::format(
                   "The checkpoint {} is whole, and the same command goes on "
                   "from it.",
                   checkpoint.string())
             : "No checkpoint was written yet."));
+}
+
+/// Likewise of memcnn_train.
+inline support::Error out_of_memory(
+    const Config& config,
+    const c10::OutOfMemoryError& error) {
+  return out_of_memory(
+      config,
+      error,
+      config.cuda_graph.value_or(true)
+          ? "give --no-cuda-graph, whose steps share memory with all else, "
+          : "",
+      config.memory_budget > 0 ? " or --memory-budget" : "");
 }
 
 } // namespace training

@@ -7,8 +7,8 @@
 #include "train/base/new_file.h"
 #include "train/data/data_set.h"
 #include "train/run/checkpoint_files.h"
+#include "train/run/file_names.h"
 #include "train/run/log.h"
-#include "train/run/results.h"
 #include "train/run/results_dir.h"
 
 #include <fmt/format.h>

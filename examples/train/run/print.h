@@ -2,10 +2,10 @@
 #pragma once
 
 #include "train/base/config.h"
-#include "train/base/interrupt.h"
 #include "train/libtorch/device_memory.h"
 #include "train/numerics/numerics.h"
 #include "train/run/run_state.h"
+#include "train/run/say.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
 
@@ -13,29 +13,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <cerrno>
 #include <cstdint>
-#include <cstdio>
-#include <string>
-#include <utility>
 
 namespace training {
-
-/// Prints a line, or several, at once: readers of a running run see whole ones.
-///
-/// Where that fails, the program is asked to stop. Not by fmt::print(), which
-/// throws then: a run would end without a checkpoint.
-template <class... Args>
-void say(fmt::format_string<Args...> pattern, Args&&... args) {
-  const auto text = fmt::format(pattern, std::forward<Args>(args)...);
-  if (std::puts(text.c_str()) < 0 || std::fflush(stdout) != 0) {
-    stop_for_lost_output(errno);
-  }
-}
-
-inline void print_warning(const std::string& text) {
-  std::fputs(fmt::format("memcnn_train: warning: {}\n", text).c_str(), stderr);
-}
 
 /// Prints a row of the log, but for what only programs read.
 inline void print_row(const nlohmann::ordered_json& row) {

@@ -11,8 +11,9 @@
 #include "train/data/images.h"
 #include "train/libtorch/device_memory.h"
 #include "train/run/classes.h"
-#include "train/run/comparison.h"
+#include "train/run/file_names.h"
 #include "train/run/run_state.h"
+#include "train/run/step_figures.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
 
@@ -22,17 +23,10 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 namespace training {
 
 namespace detail {
-
-/// A time or a size as a number; null where none was measured.
-template <class Number>
-nlohmann::ordered_json measured(Number value) {
-  return value > 0 ? nlohmann::ordered_json(value) : nullptr;
-}
 
 /// What averages gradients; null in one process.
 inline nlohmann::ordered_json backend_of(const Trainer& trainer) {
@@ -57,14 +51,9 @@ inline nlohmann::ordered_json make_row(
       {"lr", learning_rate_at(config, state.iteration - 1)},
       {"ms_per_step", since.milliseconds / steps},
       {"data_ms_per_step", since.data_milliseconds / steps},
-      {"held_bytes", detail::measured(since.memory.held_after_forward)},
-      {"peak_bytes", detail::measured(since.memory.peak)}};
+      {"held_bytes", measured(since.memory.held_after_forward)},
+      {"peak_bytes", measured(since.memory.peak)}};
 }
-
-inline constexpr const char* kRunName = "run.json";
-inline constexpr const char* kResultsName = "results.json";
-/// Of both.
-inline constexpr std::string_view kResultsStart = "{\n  \"config\": {";
 
 /// Writes what is known of a run before it has done anything.
 inline void write_run(
@@ -98,13 +87,6 @@ inline void write_run(
 
 namespace detail {
 
-inline nlohmann::ordered_json step_figures(const RunState& state) {
-  return {
-      {"median_ms_per_step", measured(state.milliseconds_per_step())},
-      {"held_after_forward_bytes", measured(state.memory.held_after_forward)},
-      {"peak_of_the_step_bytes", measured(state.memory.peak)}};
-}
-
 inline nlohmann::ordered_json kept_figures(
     const memcnn::KeptActivations& kept) {
   return {
@@ -136,7 +118,7 @@ inline nlohmann::ordered_json make_results(
       {"test_accuracy", evaluation.accuracy},
       {"test_top5", evaluation.top5},
       {"test_loss", evaluation.loss},
-      {"step", detail::step_figures(state)}};
+      {"step", step_figures(state)}};
   const memcnn::KeptActivations kept = kept_by(trainer.network());
   if (kept.multiply_adds > 0) { // there is a budget, and a step was taken
     results["kept"] = detail::kept_figures(kept);
@@ -149,16 +131,6 @@ inline nlohmann::ordered_json make_results(
     by_class[found.name] = found.accuracy;
   }
   return results;
-}
-
-/// What a comparison has come to, as the results have it.
-inline nlohmann::ordered_json comparison_figures(
-    const Config& config,
-    const Comparison& comparison) {
-  return {
-      {"steps", config.compare_plain},
-      {config.engine, detail::step_figures(comparison.saving)},
-      {"plain", detail::step_figures(comparison.plain)}};
 }
 
 } // namespace training

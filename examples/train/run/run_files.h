@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "train/base/config.h"
-#include "train/base/files.h"
 #include "train/base/folder.h"
+#include "train/base/run_settings.h"
 #include "train/run/checkpoint_files.h"
+#include "train/run/file_names.h"
 #include "train/run/log.h"
-#include "train/run/results.h"
 #include "train/run/results_dir.h"
 
 #include <optional>
@@ -17,13 +16,10 @@ namespace training {
 class RunFiles final {
  public:
   /// Throws:   Error if one of them cannot be written, or another run has them.
-  explicit RunFiles(const Config& config)
+  explicit RunFiles(const RunSettings& config)
       : directory_(config.results_dir), checkpoints_(directory_.folder()) {
     for (const char* name : {kRunName, kLogName, kResultsName}) {
       folder().check_place(name);
-    }
-    if (!config.save_weights.empty()) {
-      check_writable(config.save_weights, "--save-weights");
     }
   }
 

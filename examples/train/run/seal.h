@@ -4,6 +4,7 @@
 #include "support/printable.h"
 #include "train/base/checksum.h"
 #include "train/base/format_error.h"
+#include "train/base/program_name.h"
 
 #include <fmt/format.h>
 
@@ -56,10 +57,11 @@ inline ParsedSeal parse_seal(const std::string& start, size_t file_bytes) {
   }
   if (format != Seal::kFormat) {
     throw FormatError(fmt::format(
-        "it has format {} instead of {}: the version of memcnn_train that "
-        "wrote it goes on from it",
+        "it has format {} instead of {}: the version of {} that wrote it goes on "
+        "from it",
         format,
-        Seal::kFormat));
+        Seal::kFormat,
+        program_name()));
   }
   ParsedSeal seal{end + 1, ""};
   size_t expected = 0;

@@ -6,6 +6,7 @@
 
 #include "support/error.h"
 #include "train/base/config.h"
+#include "train/base/files.h"
 #include "train/base/folder.h"
 #include "train/base/interrupt.h"
 #include "train/base/new_file.h"
@@ -16,6 +17,8 @@
 #include "train/run/begin.h"
 #include "train/run/classes.h"
 #include "train/run/comparison.h"
+#include "train/run/end.h"
+#include "train/run/file_names.h"
 #include "train/run/out_of_memory.h"
 #include "train/run/own_files.h"
 #include "train/run/print.h"
@@ -24,6 +27,7 @@
 #include "train/run/run.h"
 #include "train/run/run_files.h"
 #include "train/run/run_state.h"
+#include "train/run/say.h"
 #include "train/step/step_result.h"
 #include "train/step/trainer.h"
 #include "train/team/launcher.h"
@@ -37,10 +41,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -75,39 +77,6 @@ inline void start_threads(const Config& config) {
   }
 }
 
-inline void keep_first(Images& images, int64_t count) {
-  if (count > 0 && count < images.size()) {
-    images.pixels = images.pixels.narrow(0, 0, count);
-    images.labels = images.labels.narrow(0, 0, count);
-  }
-}
-
-/// Compares and prints it. Nothing where a signal asks to stop, or where that
-/// fails, such as for want of memory, of which the plain twin takes more than
-/// all before: the run can do without.
-inline std::optional<Comparison> try_to_compare(
-    const Config& config,
-    const DataSet& data,
-    torch::Device device,
-    memcnn::AllocationMeter& meter,
-    ProgressLine& progress) {
-  std::string reason;
-  try {
-    auto comparison = compare_with_plain(config, data, device, meter, progress);
-    if (comparison) {
-      print_comparison(config, *comparison);
-    }
-    return comparison;
-  } catch (const c10::Error& error) {
-    reason = reason_of(error);
-  } catch (const support::Error& error) {
-    reason = error.what();
-  }
-  progress.clear();
-  print_warning("the comparison is left out: " + reason);
-  return std::nullopt;
-}
-
 /// What the leader does after the last step and the evaluation: comparison,
 /// results, weights. False where a signal asks to stop before the results are
 /// complete; nothing is written then.
@@ -125,8 +94,8 @@ inline bool write_results(
   print_classes(evaluation, data.class_names);
   auto results = make_results(config, data, state, trainer, evaluation);
   if (config.compare_plain > 0) {
-    const auto comparison =
-        try_to_compare(config, data, trainer.device(), meter, progress);
+    const auto comparison = try_to_compare<Trainer>(
+        config.model, config, data, trainer.device(), meter, progress);
     if (comparison) {
       results["comparison"] = comparison_figures(config, *comparison);
     } else if (interrupted() != 0) {
@@ -140,48 +109,6 @@ inline bool write_results(
     say("weights: {}", config.save_weights);
   }
   return true;
-}
-
-/// How a run that was stopped goes on: with these flags it would not do so from
-/// its last checkpoint.
-inline std::string how_to_go_on(const Config& config) {
-  return fmt::format(
-      "the same command without {} goes on from there",
-      config.from_previous ? "--from-previous" : "--fresh");
-}
-
-/// What a run says that could not print all of it; stderr may still be read.
-inline void
-print_lost_output(const Config& config, const RunState& state, bool finished) {
-  std::fputs(
-      fmt::format(
-          "memcnn_train: expected stdout to be writable, but writing it failed: "
-          "{}. {}\n",
-          std::generic_category().message(output_error()),
-          finished ? "The run is done, and all its files are written."
-                   : fmt::format(
-                         "The run stopped at iteration {}; {}.",
-                         state.iteration,
-                         how_to_go_on(config)))
-          .c_str(),
-      stderr);
-}
-
-/// What the leader prints last. Returns the exit code.
-inline int end(
-    const Config& config,
-    const RunState& state,
-    int stop_signal,
-    bool finished) {
-  if (output_error() != 0) {
-    print_lost_output(config, state, finished);
-    return 128 + (stop_signal != 0 ? stop_signal : interrupted());
-  }
-  if (!finished) {
-    say("stopped at iteration {}; {}", state.iteration, how_to_go_on(config));
-    return 128 + stop_signal;
-  }
-  return 0;
 }
 
 /// The images of a run, which every process reads for itself.
@@ -206,11 +133,25 @@ inline RunState start(
   if (files == nullptr) {
     return begin_with_leader(config, images, trainer);
   }
+  const auto load_weights = [&] {
+    if (!config.load_weights.empty()) {
+      load_python_weights(config.load_weights, config.model, trainer.network());
+    }
+  };
   RunState state = begin_as_leader(
       config,
       images,
-      begin(config, images, files->checkpoints(), files->folder(), trainer),
+      begin(
+          config,
+          images,
+          files->checkpoints(),
+          files->folder(),
+          trainer,
+          load_weights),
       trainer);
+  if (state.iteration > 0 && !config.load_weights.empty()) {
+    say("not reading {}: the run started from it", config.load_weights);
+  }
   files->keep(state.log);
   write_run(files->folder(), config, state, data, images, trainer);
   print_banner(config, data, state, trainer);
@@ -237,6 +178,9 @@ inline int train(const Config& config, Team& team) {
   std::optional<RunFiles> own_files;
   if (team.leads()) {
     own_files.emplace(config);
+    if (!config.save_weights.empty()) {
+      check_writable(config.save_weights, "--save-weights");
+    }
   }
   RunFiles* files = own_files ? &*own_files : nullptr;
   Trainer trainer(config, data, device, meter, /*steps_on=*/std::nullopt, team);

@@ -16,19 +16,21 @@
 #include "train/step/host_steps.h"
 #include "train/step/learner.h"
 #include "train/step/network.h"
+#include "train/step/parameters.h"
 #include "train/step/step_result.h"
 #include "train/step/steps.h"
 #include "train/team/alone.h"
 #include "train/team/team.h"
+#include "train/weights/state_dict.h"
 
 #include <torch/nn.h>
 #include <torch/version.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
-#include <vector>
 
 namespace training {
 
@@ -105,27 +107,33 @@ class Trainer {
   }
 
   bool weights_are_finite() const {
-    std::vector<torch::Tensor> flawed; // one wait for all
-    for (const torch::Tensor& weights : network().parameters()) {
-      flawed.push_back(torch::isfinite(weights).logical_not().any());
-    }
-    return !torch::stack(flawed).any().item<bool>();
+    return all_finite(network());
   }
 
   int64_t parameter_count() const {
-    int64_t count = 0;
-    for (const auto& parameter : network().parameters()) {
-      count += parameter.numel();
-    }
-    return count;
+    return count_of_parameters(network());
   }
 
   int64_t parameter_bytes() const {
-    int64_t bytes = 0;
-    for (const auto& parameter : network().parameters()) {
-      bytes += static_cast<int64_t>(parameter.nbytes());
+    return bytes_of_parameters(network());
+  }
+
+  /// Parameters, buffers and momentum: the tensors themselves, not copies.
+  StateDict learned_tensors() {
+    StateDict tensors;
+    const torch::NoGradGuard no_grad;
+    const auto parameters = network().named_parameters();
+    for (const auto& item : parameters) {
+      tensors.insert("network." + item.key(), item.value());
     }
-    return bytes;
+    const auto& momentum = optimizer().momentum_buffers();
+    for (size_t i = 0; i < momentum.size(); ++i) {
+      tensors.insert("momentum." + parameters[i].key(), momentum[i]);
+    }
+    for (const auto& item : network().named_buffers()) {
+      tensors.insert("network." + item.key(), item.value());
+    }
+    return tensors;
   }
 
   revnet::RevNetImpl& network() const {

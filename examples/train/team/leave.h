@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/error.h"
+#include "train/base/program_name.h"
 #include "train/team/launcher.h"
 #include "train/team/team.h"
 
@@ -35,17 +36,18 @@ last_words(const Team* team, int64_t rank, const std::exception& error) {
   const std::string message = support::message_of(error);
   if (team == nullptr || !team->is_of_lost_process(error)) {
     return fmt::format(
-        "memcnn_train: {}{}\n",
+        "{}: {}{}\n",
+        program_name(),
         rank > 0 ? fmt::format("rank {}: ", rank) : "",
         message);
   }
   return rank > 0
       ? ""
       : fmt::format(
-            "memcnn_train: expected the other processes to go on, "
-            "but one of them has ended or does not answer ({}). See "
-            "what it or torchrun has printed. The same command goes "
-            "on from the last checkpoint.\n",
+            "{}: expected the other processes to go on, but one of them has "
+            "ended or does not answer ({}). See what it or torchrun has "
+            "printed. The same command goes on from the last checkpoint.\n",
+            program_name(),
             message.substr(0, message.find('\n')));
 }
 
