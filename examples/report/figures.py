@@ -17,6 +17,7 @@ import numpy
 import pandas
 
 from curves import envelope, smooth, without_repeats
+from read import GLOW, TRAIN
 
 COLOURS = 8  # of runs; more of them differ by their dashes
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -230,7 +231,7 @@ def font_of_page(found):
     return f"{weight}font-size: {found[2]}"
 
 
-FIGURES = {
+TRAIN_FIGURES = {
     "loss": dict(
         column="loss", summary="mean", tests="test_loss", logarithmic_beyond=20
     ),
@@ -243,14 +244,26 @@ FIGURES = {
     "held": dict(column="held_bytes", unit=MEBIBYTE, bottom=0),
     "peak": dict(column="peak_bytes", unit=MEBIBYTE, bottom=0),
 }
+GLOW_FIGURES = {
+    "loss": dict(column="loss", summary="mean", tests="test_bits_per_dim"),
+    "error": dict(tests="reconstruction_error", logarithmic_beyond=5),
+    "rate": TRAIN_FIGURES["rate"],
+    "time": TRAIN_FIGURES["time"],
+    "held": TRAIN_FIGURES["held"],
+    "peak": TRAIN_FIGURES["peak"],
+}
+FIGURES = {TRAIN: TRAIN_FIGURES, GLOW: GLOW_FIGURES}
 
 
-def draw(runs, column, unit=1, summary=None, tests=None, drawstyle=None, **scale):
-    """A column of all runs: smoothed before its rows, or exact; with tests."""
+def draw(runs, column=None, unit=1, summary=None, tests=None, drawstyle=None, **scale):
+    """A column of all runs: smoothed before its rows, or exact; with tests, or these
+    alone."""
     figure = Figure(runs)
     for run in runs:
-        rows = run.column(column) / unit
-        if summary:
+        rows = run.column(column) / unit if column else None
+        if rows is None:
+            pass
+        elif summary:
             figure.behind(run, envelope(rows))
             figure.line(run, smooth(rows, summary))
         else:
@@ -267,7 +280,7 @@ def figures(runs):
     """Every figure of the page by its name: what is inside its SVG, and whether it
     has lines and a logarithmic scale."""
     found = {}
-    for name, content in FIGURES.items():
+    for name, content in FIGURES[runs[0].program].items():
         # The salt makes identifiers that are unique on the page, yet repeatable.
         style = ["default", STYLE | {"svg.hashsalt": name}]
         with matplotlib.style.context(style):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Turns results directories of memcnn_train into one page to look at.
+"""Turns results directories of memcnn_train or memcnn_glow into one page to look at.
 
     python3 memcnn_report.py RESULTS_DIR... [--output FILE] [--title TEXT]
 
@@ -29,9 +29,9 @@ def write(path, text):
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Turns results directories of memcnn_train, of finished runs and "
-        "of runs that are still going on, into one HTML page that needs nothing "
-        "beside it.",
+        description="Turns results directories of memcnn_train, or of memcnn_glow, of "
+        "finished runs and of runs that are still going on, into one HTML page that "
+        "needs nothing beside it.",
         epilog=f"Example: {PROGRAM} results/* --output report.html",
     )
     parser.add_argument(
@@ -39,7 +39,7 @@ def parse_arguments(arguments):
         metavar="RESULTS_DIR",
         nargs="+",
         type=pathlib.Path,
-        help="what --results-dir of memcnn_train was; holds a run.json",
+        help="what --results-dir of the program was; holds a run.json",
     )
     parser.add_argument(
         "--output",

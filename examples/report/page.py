@@ -11,6 +11,7 @@ from markupsafe import Markup
 from curves import POINTS, WINDOW
 from figures import COLOURS, DASHES, HEIGHT, MEBIBYTE, WIDTH, figures
 from labels import setting
+from read import GLOW, TRAIN
 
 HERE = pathlib.Path(__file__).resolve().parent
 NAMES = {
@@ -22,6 +23,7 @@ NAMES = {
     "revnet164": "RevNet-164",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "glow": "Glow",
     "synthetic": "embedded synthetic images",
 }
 NOTHING = Markup('<span class="none">–</span>')
@@ -39,6 +41,15 @@ def decimals(value, digits, unit=None):
     return (
         Markup('{} <span class="unit">{}</span>').format(text, unit) if unit else text
     )
+
+
+def scientific(value):
+    """A small number for a table, to two digits."""
+    if not math.isfinite(value):
+        return decimals(value, 0)
+    digits, power = f"{value:.1e}".split("e")
+    power = str(int(power)).replace("-", MINUS)
+    return Markup("{} · 10<sup>{}</sup>").format(digits, power)
 
 
 def thousands(count):
@@ -99,7 +110,7 @@ def lede(runs):
         ", ".join(dict.fromkeys(named(run.config[name]) for run in runs))
         for name in ("model", "dataset")
     )
-    return f"{counted(len(runs), 'run')} of memcnn_train, {state}: {models} on {data_sets}."
+    return f"{counted(len(runs), 'run')} of {runs[0].program.name}, {state}: {models} on {data_sets}."
 
 
 def description(run, recipe):
@@ -180,7 +191,16 @@ def page(runs, title):
         keep_trailing_newline=True,
     )
     for function in (
-        *(decimals, thousands, percent, mebibytes, duration, minutes, ratio),
+        *(
+            decimals,
+            scientific,
+            thousands,
+            percent,
+            mebibytes,
+            duration,
+            minutes,
+            ratio,
+        ),
         *(
             named,
             engine,
@@ -194,10 +214,12 @@ def page(runs, title):
         ),
     ):
         environment.filters[function.__name__] = function
-    return environment.get_template("page.html.j2").render(
+    template = "flows.html.j2" if runs[0].program is GLOW else "page.html.j2"
+    return environment.get_template(template).render(
         runs=runs,
         title=title,
-        top5=any(len(run.tests("test_top5")) for run in runs),
+        top5=runs[0].program is TRAIN
+        and any(len(run.tests("test_top5")) for run in runs),
         nothing=NOTHING,
         figures=figures(runs),
         published=json.loads((HERE / "published.json").read_text(encoding="utf-8")),

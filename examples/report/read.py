@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Reads results directories of memcnn_train, and says what is wrong with them."""
+"""Reads results directories of memcnn_train and memcnn_glow, and says what is wrong
+with them."""
 
+import base64
 import dataclasses
 import itertools
 import json
 import math
+import re
 import stat
 
 import numpy
@@ -15,24 +18,53 @@ from labels import label
 CONFIG_FIELDS = {
     str: ("model", "dataset", "engine"),
     int: ("iterations", "batch_size", "seed"),
-    float: ("learning_rate", "momentum", "weight_decay"),
+    float: ("learning_rate",),
 }
 RUN_FIELDS = {
     str: ("device", "memcnn", "libtorch"),
     int: ("threads", "processes", "parameters", "parameter_bytes"),
 }
-ROW_FIELDS = ("loss", "accuracy", "lr", "ms_per_step", "held_bytes", "peak_bytes")
-TEST_FIELDS = ("test_accuracy", "test_loss", "test_top5")
+ROW_FIELDS = ("loss", "lr", "ms_per_step", "held_bytes", "peak_bytes")
 # What a step took, and how a log that goes on says the same.
 STEP_FIELDS = {
     "median_ms_per_step": ("ms_per_step", "median"),
     "held_after_forward_bytes": ("held_bytes", "max"),
     "peak_of_the_step_bytes": ("peak_bytes", "max"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the files of a program's runs have beside what those of all have."""
+
+    name: str
+    settings: tuple = ()  # numbers
+    rows: tuple = ()
+    tests: tuple = ()  # of rows and of results
+    draws: bool = False  # sheets of samples
+
+
+TRAIN = Program(
+    "memcnn_train",
+    settings=("momentum", "weight_decay"),
+    rows=("accuracy",),
+    tests=("test_accuracy", "test_loss", "test_top5"),
+)
+GLOW = Program(
+    "memcnn_glow",
+    tests=("test_bits_per_dim", "reconstruction_error"),
+    draws=True,
+)
+
+
+def program_of(config):
+    return GLOW if config.get("model") == "glow" else TRAIN
+
+
 KINDS = {str: "text", int: "a whole number", float: "a number", dict: "an object"}
 
-ANOTHER_FOLDER = "Give the --results-dir of a run of memcnn_train."
-REPAIR = "Repair that line, or run memcnn_train again."
+ANOTHER_FOLDER = "Give the --results-dir of a run of memcnn_train or memcnn_glow."
+REPAIR = "Repair that line, or train again."
 
 
 class ReportError(Exception):
@@ -119,25 +151,28 @@ def parse(data, path, line=None):
         found = f"got: {error.msg} (column {error.colno})"
         raise refusal(where, "JSON", found, REPAIR) from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        found, cure = "got what cannot be read", "Repair it, or run memcnn_train again."
+        found, cure = "got what cannot be read", "Repair it, or train again."
         raise refusal(where, "JSON in UTF-8", found, cure) from error
     if not isinstance(value, dict):
         raise refusal(where, "a JSON object", f"got {shown(value)}", REPAIR)
     return value
 
 
-def read_row(holder, before, where):
+def read_row(holder, program, before, where):
     iteration = field(holder, "iteration", int, where)
     if iteration <= before:
         expected = f'"iteration" to rise above {before} of the line before'
         raise refusal(where, expected, f"got {iteration}", REPAIR)
     if "loss" not in holder:
         field(holder, "loss", float, where)
-    fields = (*ROW_FIELDS, *TEST_FIELDS)
-    return {"iteration": iteration} | numbers(holder, fields, where)
+    fields = (*ROW_FIELDS, *program.rows, *program.tests)
+    row = {"iteration": iteration} | numbers(holder, fields, where)
+    if program.draws:
+        row["samples"] = holder.get("samples")
+    return row
 
 
-def read_log(path):
+def read_log(path, program):
     """The rows of a log, and whether its last line was cut off."""
     lines = read_bytes(path).split(b"\n")
     cut = False
@@ -148,13 +183,14 @@ def read_log(path):
     rows = []
     for count, line in enumerate(lines, start=1):
         before = rows[-1]["iteration"] if rows else -math.inf
-        rows.append(read_row(parse(line, path, count), before, f"{path}:{count}"))
+        row = parse(line, path, count)
+        rows.append(read_row(row, program, before, f"{path}:{count}"))
     return rows, cut
 
 
-def table_of(rows):
+def table_of(rows, program):
     """Values by iteration, a column a field."""
-    columns = ["iteration", *ROW_FIELDS, *TEST_FIELDS]
+    columns = ["iteration", *ROW_FIELDS, *program.rows, *program.tests]
     table = pandas.DataFrame(rows, columns=columns)
     return table.set_index("iteration").astype(float)
 
@@ -172,6 +208,11 @@ class Run:
     comparison: dict = None  # of a finished run with its plain twin
     notes: list = dataclasses.field(default_factory=list)
     label: str = ""  # beside its network, where others have that
+    sheets: dict = dataclasses.field(default_factory=dict)  # files by iteration
+
+    @property
+    def program(self):
+        return program_of(self.config)
 
     @property
     def key(self):
@@ -227,7 +268,9 @@ class Run:
 
 def read_config(info, path):
     config = field(info, "config", dict, path)
-    check_fields(config, CONFIG_FIELDS, f'{path}: "config"')
+    where = f'{path}: "config"'
+    check_fields(config, CONFIG_FIELDS, where)
+    check_fields(config, {float: program_of(config).settings}, where)
     # Without iterations a run has evaluated only.
     for name, least in (("iterations", 0), ("batch_size", 1)):
         if config[name] < least:
@@ -256,7 +299,10 @@ def read_results(run, path):
         )
         return
     step = field(results, "step", dict, path)
-    run.results = numbers(results, TEST_FIELDS, path) | numbers(step, STEP_FIELDS, path)
+    tests = numbers(results, run.program.tests, path)
+    run.results = tests | numbers(step, STEP_FIELDS, path)
+    if run.program.draws:
+        run.sheets[run.iteration] = results.get("samples")
     run.comparison = read_comparison(results, run.config["engine"], path)
 
 
@@ -271,8 +317,9 @@ def read_run(directory, name, number):
     check_fields(info, RUN_FIELDS, path)
 
     path = directory / "log.jsonl"
-    rows, cut = read_log(path) if path.exists() else ([], False)
-    run.rows = table_of(rows)
+    rows, cut = read_log(path, run.program) if path.exists() else ([], False)
+    run.rows = table_of(rows, run.program)
+    run.sheets = {row["iteration"]: row["samples"] for row in rows if run.program.draws}
     if cut:
         run.notes.append(
             "The last line of the log was cut off while it was written, and is left "
@@ -282,7 +329,22 @@ def read_run(directory, name, number):
     if path.exists():
         read_results(run, path)
     note_divergence(run)
+    run.sheets = read_sheets(directory, run.sheets)
     return run
+
+
+def read_sheets(directory, names):
+    """Sheets of samples as addresses that hold them, by iteration: those that are
+    still there."""
+    found = {}
+    for iteration, name in names.items():
+        # Nothing outside of the folder, whatever a file says.
+        if isinstance(name, str) and re.fullmatch(r"samples-\d+\.png", name):
+            path = directory / name
+            if path.is_file():
+                data = base64.b64encode(read_bytes(path)).decode("ascii")
+                found[iteration] = f"data:image/png;base64,{data}"
+    return found
 
 
 def note_divergence(run):
@@ -292,7 +354,7 @@ def note_divergence(run):
             f"The loss is not a finite number in {len(lost):,} of {len(run.rows):,} "
             f"rows, for the first time at iteration {lost[0]:,}."
         )
-    if math.isinf(run.last_test_loss()):
+    if run.program is TRAIN and math.isinf(run.last_test_loss()):
         run.notes.append(
             "The last test loss is not a finite number: the test accuracy says nothing."
         )
@@ -319,5 +381,13 @@ def read_runs(directories):
     runs = [
         read_run(*found) for found in zip(unique, names_of(unique), itertools.count())
     ]
+    if len({run.program for run in runs}) > 1:
+        names = " and ".join(sorted({run.program.name for run in runs}))
+        raise refusal(
+            "runs",
+            "those of one program",
+            f"got some of {names}",
+            "Write a page for each.",
+        )
     label(runs)
     return runs

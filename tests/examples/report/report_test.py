@@ -7,6 +7,7 @@ Exits with 77, which CTest shows as skipped, where a package that the report nee
 is missing.
 """
 
+import base64
 import contextlib
 import html.parser
 import importlib.util
@@ -125,6 +126,28 @@ class Report(unittest.TestCase):
             (directory / "results.json").write_text(json.dumps(results))
         return directory
 
+    def make_flow(self, name, sheets):
+        """A run of memcnn_glow, whose rows name the sheets, of which two are there."""
+        settings = {
+            "model": "glow", "dataset": "cifar10", "iterations": 4, "batch_size": 64,
+            "learning_rate": 1e-3, "seed": 42, "engine": "sequence", "levels": 3,
+        }  # fmt: skip
+        test = {"test_bits_per_dim": 5.4321, "reconstruction_error": 2.5e-6}
+        rows = [
+            {
+                "iteration": at, "loss": 6.0, "lr": 1e-3, "ms_per_step": 30.0,
+                "held_bytes": 3 << 20, "peak_bytes": 5 << 20, "samples": sheet,
+                "drift": [1e-7, 2e-7],
+            } | test
+            for at, sheet in enumerate(sheets, start=1)
+        ]  # fmt: skip
+        directory = self.make(name, settings, rows, finished=False)
+        results = {"config": settings, "step": {}, "samples": "samples-000004.png"}
+        (directory / "results.json").write_text(json.dumps(results | test))
+        for name in ("samples-000001.png", "samples-000004.png"):
+            (directory / name).write_bytes(b"\x89PNG of " + name.encode())
+        return directory
+
     def run_report(self, *arguments):
         """In this process, since one of its own takes a second to begin."""
         errors, before = io.StringIO(), os.getcwd()
@@ -167,6 +190,37 @@ class Report(unittest.TestCase):
             self.assertIn(part, done.stderr)
         self.assertNotIn("Traceback", done.stderr)
         self.assertFalse((self.folder / "report.html").exists())
+
+    def test_flows_have_a_page_with_their_samples(self):
+        outside = "../secret.png"
+        (self.folder / "secret.png").write_bytes(b"secret")
+        self.make_flow("flow", ["samples-000001.png", "samples-000002.png", outside])
+        code = self.run_report("flow", "--output", "page.html").returncode
+        text = (self.folder / "page.html").read_text()
+        page = Page(text)
+        self.assertEqual(code, 0)
+        images = [link for link in page.links if link.startswith("data:image/png;")]
+        expected = [
+            base64.b64encode(b"\x89PNG of samples-%06d.png" % at).decode()
+            for at in (1, 4)
+        ]
+        self.assertEqual([image.split(",")[1] for image in images], expected)
+        self.assertIn("Glow on CIFAR-10", page.text)
+        self.assertIn("5.4321", page.text)
+        self.assertIn("img-src data:", text)
+        self.assertEqual(len(page.figures), 6)
+        self.assertIn("Error of a reconstruction against iterations", page.figures)
+
+    def test_runs_of_two_programs_are_refused(self):
+        self.make_flow("flow", [])
+        self.make("net", config("revnet38"), [row(10)])
+        result = self.run_report("flow", "net")
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(
+            result.stderr,
+            "memcnn_report: error: runs: expected those of one program, but got some "
+            "of memcnn_glow and memcnn_train. Write a page for each.\n",
+        )
 
     def test_page_is_well_formed_and_needs_nothing_else(self):
         text = self.page_of(*self.three_runs())
