@@ -18,6 +18,7 @@ TABLES = {
     "docs/design.md": "include/memcnn",
     "examples/train/README.md": "examples/train",
     "examples/benchmark/README.md": "examples/benchmark",
+    "examples/glow/README.md": "examples/glow",
 }
 TABLE = re.compile(r"^\| (?:header|file) \|.*\n\|[-| ]+\n((?:\|.*\n)+)", re.M)
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)

@@ -2,27 +2,14 @@
 #pragma once
 
 #include "program.h"
+#include "train_rows.h"
 
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <sstream>
 #include <string>
-#include <vector>
 
 namespace memcnn_test {
-
-/// The rows that a run prints, without the part that depends on its speed.
-inline std::vector<std::string> rows(const std::string& out) {
-  std::vector<std::string> found;
-  std::istringstream lines(out);
-  for (std::string line; std::getline(lines, line);) {
-    if (line.rfind("iteration:", 0) == 0) {
-      found.push_back(line.substr(0, line.find(" ms_per_step")));
-    }
-  }
-  return found;
-}
 
 /// Runs memcnn_train, whose path is the macro MEMCNN_TRAIN.
 class TrainProgramTest : public ProgramTest {
