@@ -8,9 +8,9 @@
 #include "benchmark/measurement.h"
 #include "benchmark/network.h"
 #include "benchmark/step.h"
+#include "benchmark/step_measures.h"
 #include "revnet/captured_step.h"
 #include "support/error.h"
-#include "support/median.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/nn.h>
@@ -260,20 +260,14 @@ class Contest {
     if (plain().failed()) {
       return;
     }
-    const double forward = median_of(plain().times, &StepTime::forward);
-    const double backward = median_of(plain().times, &StepTime::backward);
     for (Contender& contender : contenders_) {
       Measurement& result = contender.result;
       if (result.failed()) {
         continue;
       }
-      std::vector<double> ratios;
-      for (size_t i = 0; i < result.times.size(); ++i) {
-        ratios.push_back(result.times[i].step / plain().times[i].step);
-      }
-      result.ratio_to_plain = support::median(std::move(ratios));
+      result.ratio_to_plain = ratio_of(result.times, plain().times);
       if (!config_.graph) {
-        result.fused_limit = (2 * forward + backward) / (forward + backward);
+        result.fused_limit = fused_limit_of(plain().times);
       }
     }
   }

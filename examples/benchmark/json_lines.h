@@ -2,7 +2,9 @@
 #pragma once
 
 #include "benchmark/config.h"
+#include "benchmark/json_value.h"
 #include "benchmark/measurement.h"
+#include "benchmark/step_measures.h"
 #include "support/version.h"
 
 #include <fmt/format.h>
@@ -12,16 +14,11 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <optional>
 #include <vector>
 
 namespace benchmark {
 
 namespace detail {
-
-inline nlohmann::ordered_json json_if(std::optional<double> value) {
-  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
-}
 
 /// What the engine ran on.
 inline nlohmann::ordered_json setting_of(

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "benchmark/step.h"
-#include "support/median.h"
+#include "benchmark/step_measures.h"
 
 #include <memcnn/kept_activations.h>
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace benchmark {
@@ -50,15 +47,5 @@ struct Measurement {
     return grad_rel_error && *grad_rel_error < kGradientTolerance;
   }
 };
-
-/// The median of one member of the times, a value or a function.
-template <class Member>
-double median_of(const std::vector<StepTime>& times, Member member) {
-  std::vector<double> values;
-  for (const StepTime& time : times) {
-    values.push_back(std::invoke(member, time));
-  }
-  return support::median(std::move(values));
-}
 
 } // namespace benchmark

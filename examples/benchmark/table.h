@@ -3,13 +3,13 @@
 
 #include "benchmark/config.h"
 #include "benchmark/measurement.h"
+#include "benchmark/rows.h"
+#include "benchmark/step_measures.h"
 #include "support/version.h"
 
 #include <fmt/format.h>
 #include <torch/version.h>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
@@ -23,21 +23,10 @@ namespace benchmark {
 
 namespace detail {
 
-/// One cell a column; a failed engine has its name and its error alone.
-using Row = std::vector<std::string>;
-
 struct Column {
   std::string title;
   std::function<std::string(const Measurement&)> cell;
 };
-
-inline std::string fixed(std::optional<double> value, int digits) {
-  return value ? fmt::format("{:.{}f}", *value, digits) : "-";
-}
-
-inline double mebibytes(int64_t bytes) {
-  return static_cast<double>(bytes) / (1024.0 * 1024.0);
-}
 
 /// A column of medians.
 template <class Pick>
@@ -84,8 +73,7 @@ inline std::vector<Column> columns_for(const Config& config) {
     return fixed(mebibytes(*result.graph_bytes), 2);
   };
   const auto error = [](const Measurement& result) {
-    const auto& value = result.grad_rel_error;
-    return value ? fmt::format("{:.1e}", *value) : "-";
+    return scientific(result.grad_rel_error);
   };
   std::vector<Column> columns = columns_of_time(config);
   columns.insert(columns.begin(), {"engine", &Measurement::name});
@@ -117,26 +105,6 @@ inline std::vector<Row> rows_of(
     }
   }
   return rows;
-}
-
-/// The first column to the left, the others to the right; an error is no part
-/// of a column.
-inline void print_rows(const std::vector<Row>& rows) {
-  std::vector<size_t> widths(rows.front().size(), 0);
-  for (const Row& row : rows) {
-    const bool complete = row.size() == widths.size();
-    for (size_t i = 0; i < (complete ? row.size() : 1); ++i) {
-      widths[i] = std::max(widths[i], row[i].size());
-    }
-  }
-  for (const Row& row : rows) {
-    const bool complete = row.size() == widths.size();
-    fmt::print("{:<{}}", row[0], widths[0]);
-    for (size_t i = 1; i < row.size(); ++i) {
-      fmt::print("  {:>{}}", row[i], complete ? widths[i] : 0);
-    }
-    fmt::print("\n");
-  }
 }
 
 inline void print_heading(const Config& config) {
