@@ -364,6 +364,33 @@ TEST(LogDetsOfChains, Rule2MayBeWrittenInPlace) {
   EXPECT_LT(relative_error(gradient(true), gradient(false)), kGradientFloat64);
 }
 
+TEST(LogDetsOfChains, ReachAHalfThatAKeptBlockDependsOnAlone) {
+  // log |det J| of a one-sided coupling is a function of one half alone: the
+  // other one of a kept graph has no gradient.
+  const memcnn::ReversibleSequenceOptions all_kept =
+      memcnn::ReversibleSequenceOptions().memory_budget(100'000'000);
+  torch::manual_seed(9);
+  const auto branch = [] {
+    return memcnn::AffineAdapterTanh(WideBranch(2));
+  };
+  const memcnn::AffineCoupling first(branch(), memcnn::Unchanged());
+  const memcnn::AffineCoupling second(memcnn::Unchanged(), branch());
+  for (const memcnn::AnyInvertible& coupling :
+       {memcnn::AnyInvertible(first), memcnn::AnyInvertible(second)}) {
+    memcnn::ReversibleSequence kept(all_kept, coupling);
+    memcnn::ReversibleSequence flow(Flipped(), kept);
+    flow->to(torch::kDouble);
+    const Tensor x = leaf({2, kChannels, 3, 3});
+    const auto gradient = [&] {
+      const Tensor log_det = flow->forward_with_log_det(x).log_det;
+      return torch::autograd::grad({log_det.square().sum()}, {x});
+    };
+    const auto found = gradient();
+    const memcnn::PlainAutogradGuard plain;
+    EXPECT_LT(relative_error(found, gradient()), kGradientFloat64);
+  }
+}
+
 TEST(LogDetsOfChains, CountBlocksThatLearnNothing) {
   memcnn::ReversibleSequence flow = make_flow(6);
   const Tensor x = torch::randn({2, kChannels, 3, 3}, torch::kDouble);

@@ -156,6 +156,8 @@ class Chain {
       }
       add_condition_gradients(
           i, grad_conditions, std::move(before.grad_conditions));
+      // The graph of a kept block may lead to one of its halves alone.
+      complete_gradients(before.grad_inputs, before.inputs);
       values.set(std::move(before.inputs));
       grads.set(std::move(before.grad_inputs));
     }

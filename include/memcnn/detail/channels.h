@@ -4,7 +4,6 @@
 #include <memcnn/detail/check_branch.h>
 #include <memcnn/detail/check_input.h>
 #include <memcnn/detail/describe.h>
-#include <memcnn/detail/rebuilt.h>
 #include <memcnn/detail/tensors.h>
 #include <memcnn/invertible.h>
 
@@ -93,20 +92,6 @@ inline at::Tensor beside_pixels(
   at::DimVector sizes(static_cast<size_t>(stream.dim() - 1), 1);
   sizes[0] = numbers.numel();
   return numbers.view(sizes);
-}
-
-/// Whether a gradient of the stream arrived: that of each part is then defined,
-/// zeros if need be.
-inline bool complete_gradients(Tensors& grads, const Tensors& parts) {
-  if (none_defined(grads)) {
-    return false;
-  }
-  for (size_t i = 0; i < grads.size(); ++i) {
-    if (!grads[i].defined()) {
-      grads[i] = at::zeros_like(parts[i]);
-    }
-  }
-  return true;
 }
 
 /// Whether what becomes of these is part of a graph.

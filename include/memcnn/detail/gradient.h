@@ -4,6 +4,7 @@
 #include <memcnn/detail/graph_node.h>
 #include <memcnn/detail/ownership.h>
 #include <memcnn/detail/parts.h>
+#include <memcnn/detail/rebuilt.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/Tensor.h>
@@ -250,6 +251,20 @@ inline void add_gradient(at::Tensor& sum, at::Tensor gradient) {
   } else {
     sum = sum + gradient;
   }
+}
+
+/// Whether a gradient of what travels in parts arrived: that of each part is then
+/// defined, zeros if need be.
+inline bool complete_gradients(Tensors& grads, const Tensors& parts) {
+  if (none_defined(grads)) {
+    return false;
+  }
+  for (size_t i = 0; i < grads.size(); ++i) {
+    if (!grads[i].defined()) {
+      grads[i] = at::zeros_like(parts[i]);
+    }
+  }
+  return true;
 }
 
 /// What becomes of a local graph once its gradients are known.

@@ -6,6 +6,7 @@
 #include <memcnn/detail/channels.h>
 #include <memcnn/detail/check_input.h>
 #include <memcnn/detail/describe.h>
+#include <memcnn/detail/gradient.h>
 #include <memcnn/detail/local_run.h>
 #include <memcnn/detail/orthogonal_matrix.h>
 #include <memcnn/detail/tensor_map.h>
