@@ -255,5 +255,14 @@ TEST(MultiScale, IsAModule) {
   EXPECT_TRUE(any.forward<std::vector<Tensor>>(x)[2].equal(z[2]));
 }
 
+TEST(MultiScale, ALevelUsedTwiceIsOneChild) {
+  memcnn::ReversibleSequence level(memcnn::Squeeze(2), memcnn::ActNorm(4));
+  memcnn::MultiScale flow(level, level); // 2 channels of a signal, both times
+  EXPECT_EQ(flow->parameters().size(), level->parameters().size());
+  auto copy = std::dynamic_pointer_cast<memcnn::MultiScaleImpl>(flow->clone());
+  EXPECT_EQ(copy->level(0).ptr(), copy->level(1).ptr());
+  EXPECT_NE(copy->level(0).ptr(), level.ptr());
+}
+
 } // namespace
 } // namespace memcnn_test

@@ -140,7 +140,11 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
       const std::optional<c10::Device>& device = std::nullopt) const override {
     auto copy = std::make_shared<MultiScaleImpl>();
     for (const Level& level : levels_) {
-      copy->add_level(detail::clone(level.sequence, device), level.choice);
+      const size_t first = first_use(level.sequence);
+      copy->add_level(
+          first < copy->size() ? copy->levels_[first].sequence
+                               : detail::clone(level.sequence, device),
+          level.choice);
     }
     detail::copy_modes(*this, *copy);
     return copy;
@@ -156,9 +160,22 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
     detail::ConditionChoice choice;
   };
 
+  /// A level used twice is one child: registered twice, its parameters would be
+  /// stepped twice.
   void add_level(ReversibleSequence sequence, detail::ConditionChoice choice) {
-    register_module(std::to_string(levels_.size()), sequence);
+    if (first_use(sequence) == size()) {
+      register_module(std::to_string(size()), sequence);
+    }
     levels_.push_back({std::move(sequence), std::move(choice)});
+  }
+
+  /// The first level that is this sequence; the number of levels if none is.
+  size_t first_use(const ReversibleSequence& sequence) const {
+    size_t first = 0;
+    while (first < size() && levels_[first].sequence.ptr() != sequence.ptr()) {
+      ++first;
+    }
+    return first;
   }
 
   static ReversibleSequence as_sequence(AnyInvertible level) {
