@@ -68,10 +68,11 @@ class Chain {
   LogDet log_det() const {
     LogDet known = LogDet::kZero;
     for (const auto& block : blocks_) {
-      if (block->log_det() == LogDet::kUnknown) {
+      const LogDet of_block = block->log_det();
+      if (of_block == LogDet::kUnknown) {
         return LogDet::kUnknown;
       }
-      if (block->log_det() == LogDet::kSample) {
+      if (of_block == LogDet::kSample) {
         known = LogDet::kSample;
       }
     }
@@ -261,8 +262,10 @@ class Chain {
 
   /// Stops where the chain is given too few conditions, or too many.
   void check_conditions(Direction direction, at::TensorList given) const {
+    size_t expected = 0;
     for (size_t i = 0; i < size(); ++i) {
       const size_t needed = choices_[i].needed(*blocks_[i]);
+      expected = (std::max)(expected, needed);
       TORCH_CHECK_VALUE(
           needed <= given.size(),
           place_of_block(name_of(direction), i, *blocks_[i]),
@@ -274,11 +277,11 @@ class Chain {
           "counts them.");
     }
     TORCH_CHECK_VALUE(
-        given.size() <= condition_count(),
+        given.size() <= expected,
         "ReversibleSequence::",
         name_of(direction),
         "(): expected ",
-        condition_count(),
+        expected,
         " conditions for all blocks, but got ",
         given.size(),
         ". Leave out what no block takes, or say which block gets it by "
