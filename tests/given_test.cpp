@@ -272,6 +272,32 @@ TEST(Given, AWrapperIsABlockLikeAnother) {
           HasSubstr("expected a module with a log-determinant")));
 }
 
+TEST(Given, AWrapperPassesConditionsAndBranchesOn) {
+  // Dropout: the branches of what it wraps draw again, each its own numbers.
+  torch::manual_seed(2);
+  const auto coupling = [] {
+    return memcnn::AdditiveCoupling(torch::nn::Sequential(
+        torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 2, 1)),
+        torch::nn::Dropout(0.5)));
+  };
+  memcnn::ReversibleSequence inner(coupling(), coupling());
+  inner->push_back(memcnn::AdditiveCoupling(ConditionalBranch(2, 2, 2)));
+  memcnn::ReversibleSequence flow{memcnn::InvertibleModuleWrapper(inner)};
+  flow->to(torch::kDouble);
+  const Tensor x = leaf({2, 4, 3, 3});
+  const Tensor c = leaf({2, 2, 3, 3});
+  const auto gradients = [&] {
+    torch::manual_seed(3);
+    std::vector<Tensor> of = flow->parameters();
+    of.insert(of.end(), {x, c});
+    return torch::autograd::grad(
+        {flow->given({c}).forward(x).square().sum()}, of);
+  };
+  const auto found = gradients();
+  const memcnn::PlainAutogradGuard plain;
+  EXPECT_LT(relative_error(found, gradients()), kGradientFloat64);
+}
+
 TEST(Given, NeedsAMapOfOneTensor) {
   struct PairImpl final : torch::nn::Cloneable<PairImpl> {
     void reset() override {}

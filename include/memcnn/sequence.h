@@ -253,13 +253,6 @@ class ReversibleSequenceImpl final
  private:
   // What a node around it asks of an Invertible; for users there are forward()
   // and inverse().
-  std::vector<at::Tensor> run(
-      Direction direction,
-      std::vector<at::Tensor> inputs,
-      Recording& recording) override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   std::vector<at::Tensor> run_with(
       Direction direction,
       std::vector<at::Tensor> inputs,

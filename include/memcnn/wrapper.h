@@ -77,7 +77,7 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     : public torch::nn::Cloneable<
           InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)>>,
       public detail::Configurable<InvertibleModuleWrapperOptions>,
-      private detail::ConditionalMap {
+      public detail::ConditionalMap {
   static constexpr auto kConditions =
       static_cast<size_t>(detail::conditions_in_v<Out(Ins...), Back(Outs...)>);
   static constexpr bool kMapsTensor =
@@ -130,10 +130,10 @@ class InvertibleModuleWrapperImpl<M, Out(Ins...), Back(Outs...)> final
     return map(Direction::kInverse, output, {}, /*with_log_det=*/true);
   }
 
-  /// What is known of the module's log-determinant.
-  LogDet log_det() const {
-    return kMapsTensor && kConditions == 0 ? block_->log_det()
-                                           : LogDet::kUnknown;
+  /// What runs the module: a sequence that has the wrapper as a block runs that
+  /// instead, with each of its branches on record.
+  const std::shared_ptr<Invertible>& invertible() const {
+    return block_;
   }
 
   /// The same four methods under conditions, for a module that maps one tensor to

@@ -126,11 +126,6 @@ class CouplingImpl final : public torch::nn::Cloneable<CouplingImpl<F, G, Law>>,
   // What the machinery asks of an Invertible; for users there are forward(),
   // inverse(), and those of given().
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,

@@ -21,10 +21,6 @@ class Isometry : public TensorMap {
   /// The layer, or its inverse, of a whole tensor, which is given away.
   virtual at::Tensor mapped(Direction direction, at::Tensor input) const = 0;
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording) final {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,

@@ -21,16 +21,6 @@
 
 namespace memcnn::detail {
 
-/// Whether a module says itself what is known of its log-determinant, as a
-/// wrapper does, which has the members whatever it wraps.
-template <class M, class = void>
-inline constexpr bool knows_log_det_v = false;
-template <class M>
-inline constexpr bool knows_log_det_v<
-    M,
-    std::void_t<decltype(std::declval<const M&>().log_det())>> =
-    std::is_same_v<decltype(std::declval<const M&>().log_det()), LogDet>;
-
 template <class Signature>
 struct with_arguments;
 template <class R, class... Args>
@@ -81,9 +71,6 @@ class PlainModule final : public Invertible {
   }
 
   LogDet log_det() const override {
-    if constexpr (knows_log_det_v<M>) {
-      return std::as_const(*module_).log_det();
-    }
     return has_log_det_v<M>                     ? LogDet::kSample
         : std::is_base_of_v<PreservesVolume, M> ? LogDet::kZero
                                                 : LogDet::kUnknown;
@@ -173,11 +160,25 @@ class PlainModule final : public Invertible {
   std::shared_ptr<M> module_;
 };
 
-/// The Invertible of a held module: itself where it is one.
+/// Whether a module stands for an Invertible that it holds, as a wrapper does.
+template <class M, class = void>
+inline constexpr bool stands_for_invertible_v = false;
+template <class M>
+inline constexpr bool stands_for_invertible_v<
+    M,
+    std::void_t<decltype(std::declval<const M&>().invertible())>> =
+    std::is_same_v<
+        std::decay_t<decltype(std::declval<const M&>().invertible())>,
+        std::shared_ptr<Invertible>>;
+
+/// The Invertible of a held module: itself where it is one, or what it stands
+/// for.
 template <class M>
 std::shared_ptr<Invertible> as_invertible(const std::shared_ptr<M>& module) {
   if constexpr (std::is_base_of_v<Invertible, M>) {
     return module;
+  } else if constexpr (stands_for_invertible_v<M>) {
+    return module != nullptr ? module->invertible() : nullptr;
   } else {
     return std::make_shared<PlainModule<M>>(module);
   }

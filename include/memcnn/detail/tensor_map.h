@@ -45,7 +45,7 @@ inline WithLogDet run_plainly(
 /// A module has a forward() of its own as well, which calls this one: LibTorch's
 /// AnyModule takes no inherited one. By itself these methods run the module plainly, with ordinary autograd; what
 /// saves memory overrides map().
-class TensorMap : public Invertible, private ConditionalMap {
+class TensorMap : public Invertible, public ConditionalMap {
  public:
   at::Tensor forward(const at::Tensor& input) {
     return map(Direction::kForward, input, {}, /*with_log_det=*/false).output;
@@ -71,6 +71,20 @@ class TensorMap : public Invertible, private ConditionalMap {
     return {module().weak_from_this().lock(), *this, std::move(conditions)};
   }
 
+ private:
+  std::vector<at::Tensor> run_with(
+      Direction direction,
+      std::vector<at::Tensor> inputs,
+      const RunExtras& extras,
+      Recording& recording) override = 0;
+
+  std::vector<at::Tensor> run(
+      Direction direction,
+      std::vector<at::Tensor> inputs,
+      Recording& recording) final {
+    return run_with(direction, std::move(inputs), RunExtras(), recording);
+  }
+
  protected:
   WithLogDet map(
       Direction direction,
@@ -80,15 +94,16 @@ class TensorMap : public Invertible, private ConditionalMap {
     return run_plainly(*this, direction, input, conditions, with_log_det);
   }
 
-  /// That of a module inside of this one.
+  /// That of a module inside of this one, which `inner` runs.
   static WithLogDet map_of(
+      torch::nn::Module& module,
       Invertible& inner,
       Direction direction,
       const at::Tensor& input,
       const std::vector<at::Tensor>& conditions,
       bool with_log_det) {
-    if (auto* const tensor_map = dynamic_cast<TensorMap*>(&inner)) {
-      return tensor_map->map(direction, input, conditions, with_log_det);
+    if (auto* const own = dynamic_cast<ConditionalMap*>(&module)) {
+      return own->map(direction, input, conditions, with_log_det);
     }
     return run_plainly(inner, direction, input, conditions, with_log_det);
   }

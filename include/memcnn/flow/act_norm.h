@@ -66,11 +66,6 @@ class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
     at::Tensor scale;
   };
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,

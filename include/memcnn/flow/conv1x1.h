@@ -117,11 +117,6 @@ class Conv1x1Impl final : public torch::nn::Cloneable<Conv1x1Impl>,
  private:
   using Tensors = detail::Tensors;
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,

@@ -70,12 +70,12 @@ class InverseOfImpl final : public torch::nn::Cloneable<InverseOfImpl>,
       bool with_log_det) override {
     check(direction, input);
     return map_of(
-        *block_, opposite(direction), input, conditions, with_log_det);
-  }
-
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
+        *inner.ptr(),
+        *block_,
+        opposite(direction),
+        input,
+        conditions,
+        with_log_det);
   }
 
   Tensors run_with(

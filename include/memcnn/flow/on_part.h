@@ -169,16 +169,11 @@ class OnPartImpl final : public torch::nn::Cloneable<OnPartImpl>,
     check(direction, {input});
     detail::PartOfStream stream({input}, first_channel_);
     const at::Tensor part = stream.take();
-    WithLogDet result =
-        map_of(*block_, direction, part, conditions, with_log_det);
+    WithLogDet result = map_of(
+        *inner.ptr(), *block_, direction, part, conditions, with_log_det);
     check_kept(direction, detail::TensorMeta(part), result.output);
     result.output = std::move(stream).with(result.output)[0];
     return result;
-  }
-
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
   }
 
   Tensors run_with(

@@ -122,11 +122,6 @@ class OrthogonalDownsamplingImpl final
     return matrix;
   }
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,
@@ -155,7 +150,11 @@ class OrthogonalDownsamplingImpl final
     }
     if (!after.grad_outputs[0].defined()) { // no gradient arrived
       return {
-          run(opposite(direction), std::move(after.outputs), recording),
+          run_with(
+              opposite(direction),
+              std::move(after.outputs),
+              RunExtras(),
+              recording),
           Tensors(1),
           {}};
     }

@@ -233,11 +233,6 @@ class SwapHalvesImpl final : public torch::nn::Cloneable<SwapHalvesImpl>,
  private:
   using Tensors = detail::Tensors;
 
-  Tensors run(Direction direction, Tensors inputs, Recording& recording)
-      override {
-    return run_with(direction, std::move(inputs), RunExtras(), recording);
-  }
-
   Tensors run_with(
       Direction direction,
       Tensors inputs,
