@@ -155,6 +155,27 @@ TEST_F(EarlyStop, Rule3OperatorsThatWriteWhatTheySavedRunToTheirEnd) {
   EXPECT_EQ(runs, 1);
 }
 
+TEST_F(EarlyStop, Rule3MemoryThatWasWrittenAndFreedIsForgotten) {
+  const auto memory = [](const torch::Tensor& tensor) {
+    return tensor.storage().unsafeGetStorageImpl();
+  };
+  std::vector<float> twos(20, 2.F);
+  int after = 0;
+  nn::Sequential module(
+      nn::Functional([&](const torch::Tensor& x) {
+        const auto* freed = memory(torch::empty_like(x).fill_(1));
+        // Allocators hand out what was just freed; sanitizers do so later.
+        std::vector<torch::Tensor> scales;
+        do {
+          scales.push_back(torch::from_blob(twos.data(), {5, 4}));
+        } while (memory(scales.back()) != freed && scales.size() < 100);
+        return x * scales.back();
+      }),
+      counting(after));
+  memcnn::checkpoint(module, x_).sum().backward();
+  EXPECT_EQ(after, 1);
+}
+
 TEST_F(EarlyStop, Rule4BuffersAndRandomNumbersOnBothSidesOfTheStop) {
   const auto make = [] {
     torch::manual_seed(1);

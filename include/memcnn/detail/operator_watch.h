@@ -87,8 +87,8 @@ class OperatorWatch {
   static bool is_to_be_written(const at::Tensor& tensor) {
     const OperatorWatch* watch = innermost();
     return watch == nullptr || !at::isRecordFunctionEnabled() ||
-        (watch->last_fill_.memory == memory_of(tensor) &&
-         watch->last_fill_.version == tensor._version());
+        (watch->fill_.memory == memory_of(tensor) &&
+         watch->fill_.version == tensor._version());
   }
 
   /// What the default generators were like before and after each draw, in short;
@@ -104,7 +104,7 @@ class OperatorWatch {
     at::Tensor before;
   };
 
-  /// What the last operator that writes found in the place.
+  /// What the operator that writes found in the place, while it runs.
   struct Fill {
     const void* memory = nullptr;
     int64_t version = 0;
@@ -119,9 +119,12 @@ class OperatorWatch {
     std::optional<size_t> generator; // the default one where this is none
   };
 
-  /// What an operator that draws is known by when it ends.
-  struct Draw final : at::ObserverContext {
-    std::unique_lock<std::recursive_mutex> lock{draw_mutex()};
+  /// What has to be done when an operator ends that draws or writes.
+  struct Ending final : at::ObserverContext {
+    explicit Ending(Fill outer) : outer_fill(outer) {}
+
+    std::unique_lock<std::recursive_mutex> draw; // of one that draws
+    Fill outer_fill; // of the operator around it
   };
 
   void look() {
@@ -207,11 +210,16 @@ class OperatorWatch {
       return nullptr; // a thread that inherited the callback
     }
     const auto inputs = inputs_of(function);
-    std::unique_ptr<at::ObserverContext> draw;
     const Effects& effects = effects_of(function);
-    if (effects.generator && *effects.generator < inputs.size() &&
-        inputs[*effects.generator].isNone()) {
-      draw = std::make_unique<Draw>();
+    const bool draws = effects.generator &&
+        *effects.generator < inputs.size() &&
+        inputs[*effects.generator].isNone();
+    std::unique_ptr<Ending> ending;
+    if (draws || !effects.fills.empty()) {
+      ending = std::make_unique<Ending>(innermost()->fill_);
+    }
+    if (draws) {
+      ending->draw = std::unique_lock(draw_mutex());
       see_draw();
     }
     for (const size_t i : effects.writes) {
@@ -229,15 +237,23 @@ class OperatorWatch {
         see_written(inputs, i);
       }
     }
-    return draw;
+    return ending;
   }
 
   static void after_operator(
       const at::RecordFunction& /*function*/,
-      at::ObserverContext* draw) {
-    if (draw != nullptr) {
+      at::ObserverContext* context) {
+    if (context == nullptr) {
+      return;
+    }
+    auto& ending = static_cast<Ending&>(*context);
+    if (ending.draw) {
       see_draw();
-      static_cast<Draw*>(draw)->lock.unlock();
+      ending.draw.unlock();
+    }
+    // What it wrote may be freed, and its memory another tensor's.
+    if (innermost() != nullptr) {
+      innermost()->fill_ = ending.outer_fill;
     }
   }
 
@@ -253,7 +269,7 @@ class OperatorWatch {
     if (i < inputs.size() && inputs[i].isTensor()) {
       const at::Tensor& tensor = inputs[i].toTensor();
       if (tensor.defined() && !tensor.is_inference()) {
-        innermost()->last_fill_ = {memory_of(tensor), tensor._version()};
+        innermost()->fill_ = {memory_of(tensor), tensor._version()};
       }
     }
   }
@@ -289,7 +305,7 @@ class OperatorWatch {
   std::vector<Entry> entries_;
   std::exception_ptr failure_;
   std::optional<uint64_t> draws_;
-  Fill last_fill_;
+  Fill fill_;
 };
 
 } // namespace memcnn::detail
