@@ -24,13 +24,6 @@
 
 namespace memcnn::detail {
 
-/// How often a tensor was written; inference tensors do not count.
-inline uint32_t version_of(const at::Tensor& tensor) {
-  return tensor.is_inference()
-      ? 0
-      : tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
-
 /// Gives a tensor a value that it had, and the version that it had with it:
 /// what autograd saved of it then is valid again.
 inline void
@@ -136,14 +129,14 @@ class ModuleState {
     Entry(std::string name_, at::Tensor tensor_)
         : name(std::move(name_)),
           tensor(std::move(tensor_)),
-          memory(memory_of(tensor)),
+          memory(tensor),
           version_before(version_of(tensor)),
           version_at_stop(version_before),
           version_after(version_before) {}
 
     std::string name; // for messages
     at::Tensor tensor;
-    const void* memory;
+    NotedMemory memory;
     uint32_t version_before;
     uint32_t version_at_stop; // at the last of these
     uint32_t version_after;
@@ -168,7 +161,7 @@ class ModuleState {
 
   static void check_same_memory(const Entry& entry) {
     TORCH_CHECK(
-        memory_of(entry.tensor) == entry.memory,
+        entry.memory.is_of(entry.tensor),
         "memcnn: expected '",
         entry.name,
         "' to keep its memory from forward to backward, but got other memory "

@@ -111,6 +111,21 @@ inline void check_unchanged(
   }
 }
 
+/// Stops where a parameter has other memory: its gradient would be taken at
+/// numbers that forward did not see.
+inline void check_same_memory(const NodeState& state) {
+  for (const Saved& parameter : state.parameters) {
+    TORCH_CHECK(
+        parameter.keeps_memory(),
+        state.place,
+        ": expected its parameters to keep their memory from forward to "
+        "backward, but got one with other memory by to(), set_data() or set_() "
+        "(",
+        describe(parameter.get()),
+        "). Convert the module before forward or after backward.");
+  }
+}
+
 inline void check_whole(const NodeState& state) {
   for (const Saved& output : state.outputs) {
     const at::Tensor& tensor = output.get();
@@ -169,6 +184,7 @@ inline void check(const NodeState& state) {
       state.parameters,
       "its parameters to be unchanged between forward and backward",
       "Step the optimiser after backward.");
+  check_same_memory(state);
 }
 
 /// What a node keeps of the conditions of its run: aliases, without their graph.

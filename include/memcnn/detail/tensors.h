@@ -7,9 +7,13 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/intrusive_ptr.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -67,6 +71,34 @@ inline const void* memory_of(const at::Tensor& tensor) {
   return tensor.has_storage()
       ? static_cast<const void*>(tensor.storage().unsafeGetStorageImpl())
       : tensor.unsafeGetTensorImpl();
+}
+
+/// Which memory a tensor has, noted without holding it. It stays known where that
+/// is let go: what takes its place is not mistaken for it.
+class NotedMemory {
+ public:
+  NotedMemory() = default;
+  explicit NotedMemory(const at::Tensor& tensor) : memory_(memory_of(tensor)) {
+    if (tensor.has_storage()) {
+      storage_ = tensor.storage().getWeakStorageImpl();
+    }
+  }
+
+  bool is_of(const at::Tensor& tensor) const {
+    return memory_of(tensor) == memory_;
+  }
+
+ private:
+  const void* memory_ = nullptr;
+  // Until this goes nothing else can be where the storage was.
+  std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> storage_;
+};
+
+/// How often a tensor was written; inference tensors do not count.
+inline uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference()
+      ? 0
+      : tensor.unsafeGetTensorImpl()->version_counter().current_version();
 }
 
 /// What a tensor is like, its values apart.
