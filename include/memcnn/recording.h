@@ -7,6 +7,7 @@
 #include <memcnn/detail/kept_results.h>
 #include <memcnn/detail/layout.h>
 #include <memcnn/detail/module_state.h>
+#include <memcnn/detail/read_tensors.h>
 #include <memcnn/detail/tensors.h>
 
 #include <ATen/core/grad_mode.h>
@@ -52,7 +53,7 @@ namespace memcnn {
 //    frozen and unused parameters work. A tensor hook on a parameter fires
 //    once, on the whole gradient: hooks are taken off for the nested pass.
 //    Parameters changed between forward and backward are an error, as in plain
-//    autograd. So is a tensor with a gradient that a branch reaches without its
+//    autograd, and so are those that a layer reads frozen, and its buffers. So is a tensor with a gradient that a branch reaches without its
 //    being an argument or a registered parameter: its gradient would be lost.
 // 4. retain_graph and a second backward work. create_graph gives right second
 //    derivatives: inputs are rebuilt in value, attached to where the true ones
@@ -149,6 +150,17 @@ class Recording {
       return replay_as(recorded(1 - map), module, inputs, call, Moment::kAfter);
     }
     return run(map, module, std::move(inputs), call);
+  }
+
+  /// Says that a layer reads its own parameters and buffers, outside of any
+  /// branch. In forward it notes them, in backward it stops where they have
+  /// changed (rule 3).
+  void read(const torch::nn::Module& layer) {
+    if (mode_ == Mode::kRecord) {
+      read_.note(layer);
+    } else if (mode_ == Mode::kReplay) {
+      read_.check(layer);
+    }
   }
 
   /// Results of dear operators of the next run are kept, as the keeper says
@@ -468,6 +480,7 @@ class Recording {
   Mode mode_;
   RecordingOptions options_;
   std::array<std::optional<Conditions>, kMaxBranches> conditions_;
+  detail::ReadTensors read_;
   std::vector<detail::TensorMeta> inputs_;
   std::optional<at::MemoryFormat> format_;
   std::optional<int64_t> split_dim_;

@@ -25,8 +25,9 @@ class Isometry : public TensorMap {
       Direction direction,
       Tensors inputs,
       const RunExtras& extras,
-      Recording& /*recording*/) final {
+      Recording& recording) final {
     check_extras(direction, extras);
+    recording.read(module());
     return {mapped(direction, std::move(inputs[0]))};
   }
 
@@ -37,8 +38,9 @@ class Isometry : public TensorMap {
   BeforeRun backward_step(
       Direction direction,
       AfterRun after,
-      Recording& /*recording*/,
+      Recording& recording,
       ParameterGradients& /*parameters*/) final {
+    recording.read(module());
     const Direction back = opposite(direction);
     BeforeRun before;
     before.inputs = after.kept_inputs[0].defined()

@@ -49,6 +49,34 @@ struct Found {
   uint32_t version;
 };
 
+/// Stops where a parameter or buffer that a run read has been written since.
+inline void check_read(
+    bool unchanged,
+    const std::string& name,
+    const at::Tensor& tensor,
+    const torch::nn::Module& module) {
+  TORCH_CHECK(
+      unchanged,
+      "memcnn: expected the parameters and buffers that forward read to be "
+      "unchanged in backward, but got a change of '",
+      name,
+      "' (sizes ",
+      tensor.sizes(),
+      ") of module '",
+      module.name(),
+      "'. Run backward first, or change it out of place.");
+}
+
+/// Stops where it has other memory since.
+inline void check_keeps_memory(bool keeps, const std::string& name) {
+  TORCH_CHECK(
+      keeps,
+      "memcnn: expected '",
+      name,
+      "' to keep its memory from forward to backward, but got other memory by "
+      "set_data() or set_(). Write to it in place, by copy_().");
+}
+
 /// What a module reads besides its arguments, and writes besides its result:
 /// the train or eval mode of each of its parts, its parameters and its buffers.
 ///
@@ -160,12 +188,7 @@ class ModuleState {
   }
 
   static void check_same_memory(const Entry& entry) {
-    TORCH_CHECK(
-        entry.memory.is_of(entry.tensor),
-        "memcnn: expected '",
-        entry.name,
-        "' to keep its memory from forward to backward, but got other memory "
-        "by set_data() or set_(). Write to it in place, by copy_().");
+    check_keeps_memory(entry.memory.is_of(entry.tensor), entry.name);
   }
 
   /// Stops where tensors were replaced since the constructor. New buffers are
@@ -314,17 +337,12 @@ class ModuleStateGuard {
   void check_unchanged() const {
     for (const auto& entry : recorded_.tensors_) {
       ModuleState::check_same_memory(entry);
-      TORCH_CHECK(
+      check_read(
           entry.before.defined() ||
               entry.version_after == version_of(entry.tensor),
-          "memcnn: expected the parameters and buffers that forward read to be "
-          "unchanged in backward, but got a change of '",
           entry.name,
-          "' (sizes ",
-          entry.tensor.sizes(),
-          ") of module '",
-          module_.name(),
-          "'. Run backward first, or change it out of place.");
+          entry.tensor,
+          module_);
     }
   }
 

@@ -70,13 +70,14 @@ class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
       Direction direction,
       Tensors inputs,
       const RunExtras& extras,
-      Recording& /*recording*/) override {
+      Recording& recording) override {
     check_extras(direction, extras);
     detail::check_stream("ActNorm", direction, inputs, channels_);
     const detail::NoAutocast no_autocast;
     if (is_armed_) {
       normalise(direction, inputs);
     }
+    recording.read(*this);
     add_log_det(direction, inputs[0], extras.log_det);
     int64_t first = 0;
     for (at::Tensor& part : inputs) {
@@ -129,6 +130,7 @@ class ActNormImpl final : public torch::nn::Cloneable<ActNormImpl>,
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
+    recording.read(*this);
     const detail::NoAutocast no_autocast;
     const Tensors wanted = parameters.wanted(*this);
     const bool arrived =

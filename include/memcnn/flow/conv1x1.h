@@ -121,9 +121,10 @@ class Conv1x1Impl final : public torch::nn::Cloneable<Conv1x1Impl>,
       Direction direction,
       Tensors inputs,
       const RunExtras& extras,
-      Recording& /*recording*/) override {
+      Recording& recording) override {
     check_extras(direction, extras);
     detail::check_stream("Conv1x1", direction, inputs, channels_);
+    recording.read(*this);
     const detail::NoAutocast no_autocast;
     const bool is_forward = direction == Direction::kForward;
     detail::MatrixWants wants;
@@ -151,6 +152,7 @@ class Conv1x1Impl final : public torch::nn::Cloneable<Conv1x1Impl>,
       return Invertible::backward_step(
           direction, std::move(after), recording, parameters);
     }
+    recording.read(*this);
     const detail::NoAutocast no_autocast;
     const bool is_forward = direction == Direction::kForward;
     detail::LocalRun local(*this, {}, {}, parameters);

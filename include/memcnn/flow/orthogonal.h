@@ -126,9 +126,10 @@ class OrthogonalDownsamplingImpl final
       Direction direction,
       Tensors inputs,
       const RunExtras& extras,
-      Recording& /*recording*/) override {
+      Recording& recording) override {
     check_extras(direction, extras);
     check_sizes(direction, inputs);
+    recording.read(*this);
     const detail::NoAutocast no_autocast;
     const at::Tensor matrix = matrix_->value().to(inputs[0].scalar_type());
     return {
@@ -158,6 +159,7 @@ class OrthogonalDownsamplingImpl final
           Tensors(1),
           {}};
     }
+    recording.read(*this);
     const detail::NoAutocast no_autocast;
     detail::LocalRun local(*this, {}, {}, parameters);
     {
