@@ -11,9 +11,12 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
+#include <ATen/record_function.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace memcnn_test {
@@ -90,6 +93,59 @@ TEST_F(Streams, Rule1OtherSplitDimsAndModulesJoinAndSplitAgain) {
   const auto expected = torch::autograd::grad(
       {rows(columns(columns(rows(x * 2)))).square().sum()}, {x});
   EXPECT_LT(relative_error(gradient[0], expected[0]), kGradientFloat64);
+}
+
+/// How often operators of this thread join tensors while a call lasts.
+int& cats() {
+  thread_local int count = 0;
+  return count;
+}
+
+template <class Fn>
+int count_cats(const Fn& call) {
+  const auto handle = at::addThreadLocalCallback(
+      at::RecordFunctionCallback(
+          [](const at::RecordFunction& function)
+              -> std::unique_ptr<at::ObserverContext> {
+            cats() += std::string(function.name()) == "aten::cat";
+            return nullptr;
+          })
+          .scopes({at::RecordScope::FUNCTION}));
+  cats() = 0;
+  call();
+  at::removeCallback(handle);
+  return cats();
+}
+
+TEST_F(Streams, Rule1ADimensionMayBeCountedFromTheEnd) {
+  const auto flow_along = [](int64_t dim) {
+    const auto options = memcnn::CouplingOptions().split_dim(dim);
+    memcnn::ReversibleSequence flow;
+    for (int step = 0; step < 3; ++step) {
+      flow->push_back(memcnn::ActNorm(4));
+      flow->push_back(memcnn::Conv1x1(4));
+      flow->push_back(memcnn::AdditiveCoupling(ConvBranch(2), options));
+      flow->push_back(memcnn::SwapHalves());
+      flow->push_back(memcnn::AdditiveCoupling(ConvBranch(2)));
+    }
+    return flow;
+  };
+  const torch::Tensor x = leaf({2, 4, 3, 3}, torch::kFloat);
+  const auto cats_along = [&](int64_t dim, bool backward) {
+    memcnn::ReversibleSequence flow = flow_along(dim);
+    return count_cats([&] {
+      const at::AutoGradMode mode(backward);
+      const torch::Tensor y = flow(x * 2);
+      if (backward) {
+        y.sum().backward();
+      }
+    });
+  };
+  // The first ActNorm gets a whole; the output is one.
+  EXPECT_EQ(cats_along(1, /*backward=*/false), 1);
+  EXPECT_EQ(cats_along(-3, /*backward=*/false), 1);
+  EXPECT_EQ(
+      cats_along(-3, /*backward=*/true), cats_along(1, /*backward=*/true));
 }
 
 // Rule 2: in place on what the sequence owns, never on the caller's.

@@ -58,7 +58,7 @@ class Streams {
   std::optional<int64_t> form_for(const Invertible& block) const {
     return split_dim_ && block.takes_halves_along(*split_dim_)
         ? split_dim_
-        : block.takes_halves_of();
+        : counted_from_the_front(block.takes_halves_of());
   }
 
   /// Likewise as halves of a dimension, or as one whole without one. `taker`
@@ -104,6 +104,14 @@ class Streams {
   }
 
  private:
+  /// -3 and 1 are one dimension of four: halves of one are halves of the other.
+  /// What is no dimension stays as it is, for the message.
+  std::optional<int64_t> counted_from_the_front(
+      std::optional<int64_t> dim) const {
+    const int64_t dims = tensors_[0].defined() ? tensors_[0].dim() : 0;
+    return dim && -dims <= *dim && *dim < 0 ? *dim + dims : dim;
+  }
+
   void join() {
     if (split_dim_) {
       at::Tensor whole = tensors_[0].defined()
