@@ -195,6 +195,37 @@ TEST(MultiScale, NamesLatentsThatDoNotFit) {
           "2")));
 }
 
+TEST(MultiScale, NamesTheLastLatentWhereThatMayBeWrong) {
+  memcnn::MultiScale flow(
+      memcnn::Squeeze(2), memcnn::Squeeze(2), memcnn::Squeeze({2, 1}));
+  const std::vector<Tensor> z = flow->forward(torch::randn({2, 3, 16, 8}));
+  const auto inverse_with_last = [&](const std::vector<int64_t>& sizes) {
+    std::vector<Tensor> latents = z;
+    latents.back() = torch::randn(sizes);
+    return [&flow, latents] {
+      flow->inverse(latents);
+    };
+  };
+  ASSERT_EQ(z[1].sizes(), at::IntArrayRef({2, 12, 4, 2}));
+  ASSERT_EQ(z[2].sizes(), at::IntArrayRef({2, 24, 2, 2}));
+  EXPECT_THAT(
+      inverse_with_last({2, 24, 1, 4}),
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "MultiScale::inverse(): expected a latent 1 of sizes [2, 12, 2, 4], "
+          "as the other half that level 2 returned, or a latent 2 of sizes "
+          "[2, 24, 2, 2] beside this one, but got sizes [2, 12, 4, 2], Float, "
+          "cpu and sizes [2, 24, 1, 4], Float, cpu. Draw latents")));
+  EXPECT_THAT(
+      inverse_with_last({3, 12, 2, 2}),
+      ThrowsError<c10::ValueError>(
+          HasSubstr("or a latent 2 of sizes [2, 24, 2, 2] beside this one"),
+          HasSubstr("and sizes [3, 12, 2, 2]")));
+  EXPECT_THAT(
+      inverse_with_last({2, 24, 0, 2}),
+      ThrowsError<c10::ValueError>(
+          HasSubstr("returned, or another latent 2, but got")));
+}
+
 TEST(MultiScale, NamesLevelsThatFail) {
   EXPECT_THAT(
       [] {

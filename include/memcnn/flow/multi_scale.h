@@ -224,7 +224,7 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
     WithLogDet result{z.back(), at::Tensor()};
     for (size_t i = size(); i-- > 0;) {
       if (i + 1 < size()) {
-        check_latent(i, result.output, z[i]);
+        check_latent(z, i, result.output);
         result.output = at::cat({result.output, z[i]}, /*dim=*/1);
       }
       WithLogDet before =
@@ -281,15 +281,20 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
     return {std::move(halves[0]), std::move(halves[1])};
   }
 
-  /// Stops where a latent is not the other half of what the next level returned.
-  static void
-  check_latent(size_t i, const at::Tensor& half, const at::Tensor& latent) {
+  /// Stops where latent i is not the other half of what the next level returned.
+  static void check_latent(
+      const std::vector<at::Tensor>& z,
+      size_t i,
+      const at::Tensor& half) {
+    const at::Tensor& latent = z[i];
     std::vector<int64_t> sizes = half.sizes().vec();
     const bool fits = latent.defined() && latent.dim() == half.dim() &&
         (half.size(1) == latent.size(1) || half.size(1) == latent.size(1) + 1);
     if (fits) {
       sizes[1] = latent.size(1);
     }
+    // Of the last two either may be the wrong one.
+    const bool names_both = latent.defined() && i + 2 == z.size();
     TORCH_CHECK_VALUE(
         fits && latent.sizes() == at::IntArrayRef(sizes),
         "MultiScale::inverse(): expected a latent ",
@@ -298,9 +303,39 @@ class MultiScaleImpl final : public torch::nn::Cloneable<MultiScaleImpl> {
         at::IntArrayRef(sizes),
         ", as the other half that level ",
         i + 1,
-        " returned, but got ",
+        " returned",
+        names_both ? or_another_last(z, half) : "",
+        ", but got ",
         detail::describe(latent),
+        names_both ? " and " + detail::describe(z.back()) : "",
         ". Draw latents of the sizes that forward() returns.");
+  }
+
+  /// Says which last latent would fit the one before it. A level scales each
+  /// dimension, so that the one at hand, of which `half` was made, tells.
+  static std::string or_another_last(
+      const std::vector<at::Tensor>& z,
+      const at::Tensor& half) {
+    const at::Tensor& latent = z[z.size() - 2];
+    std::vector<int64_t> sizes = z.back().sizes().vec();
+    bool known = latent.dim() == half.dim() && z.back().dim() == half.dim();
+    for (int64_t dim = 0; known && dim < half.dim(); ++dim) {
+      const bool is_half_of_odd =
+          dim == 1 && half.size(dim) == latent.size(dim) + 1;
+      if (!is_half_of_odd) {
+        int64_t& size = sizes[static_cast<size_t>(dim)];
+        size *= latent.size(dim);
+        known = half.size(dim) > 0 && size % half.size(dim) == 0;
+        size = known ? size / half.size(dim) : size;
+      }
+    }
+    return known ? c10::str(
+                       ", or a latent ",
+                       z.size() - 1,
+                       " of sizes ",
+                       at::IntArrayRef(sizes),
+                       " beside this one")
+                 : c10::str(", or another latent ", z.size() - 1);
   }
 
   void check(Direction direction, const std::vector<at::Tensor>& given) const {
