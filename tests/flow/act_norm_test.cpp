@@ -175,7 +175,10 @@ TEST_F(ActNorm, RejectsWhatIsNoStreamOfItsChannels) {
           "with the channels of its input.")));
   EXPECT_THAT(
       [&] { norm->inverse(torch::ones(4)); },
-      ThrowsError<c10::ValueError>(HasSubstr("ActNorm::inverse(): expected")));
+      ThrowsError<c10::ValueError>(HasSubstr(
+          "ActNorm::inverse(): expected an input (N, C, *), samples and then "
+          "channels, but got sizes [4], Float, cpu. Add the missing dimension "
+          "with unsqueeze().")));
   EXPECT_THAT(
       [&] { norm(Tensor()); },
       ThrowsError<c10::ValueError>(HasSubstr("got an undefined one")));

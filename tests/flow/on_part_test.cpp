@@ -288,6 +288,11 @@ TEST_F(OnPart, RejectsChannelsThatAreNotThere) {
       ThrowsError<c10::ValueError>(
           HasSubstr("OnPart::forward(): expected channels from 4 on in dim 1, "
                     "but got 4 channels (input sizes [2, 4, 3, 3]")));
+  EXPECT_THAT(
+      [] { memcnn::OnPart(affine(4), 4)(torch::ones(8)); },
+      ThrowsError<c10::ValueError>(
+          HasSubstr("OnPart::forward(): expected an input (N, C, *), samples "
+                    "and then channels, but got sizes [8]")));
 }
 
 TEST_F(OnPart, RejectsAModuleThatChangesSizes) {

@@ -50,8 +50,8 @@ inline void check_stream(
     int64_t channels) {
   int64_t found = 0;
   for (const at::Tensor& part : parts) {
-    check_floating_point(place_of(layer, direction), part);
-    found += part.dim() > 1 ? part.size(1) : 0;
+    check_has_channels(place_of(layer, direction), part);
+    found += part.size(1);
   }
   TORCH_CHECK_VALUE(
       found == channels,

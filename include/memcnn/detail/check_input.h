@@ -28,4 +28,17 @@ inline void check_floating_point(
       ". Convert it with to(torch::kFloat).");
 }
 
+/// Stops where a tensor has no channels either.
+inline void check_has_channels(
+    const std::string& place,
+    const at::Tensor& input) {
+  check_floating_point(place, input);
+  TORCH_CHECK_VALUE(
+      input.dim() >= 2,
+      place,
+      "expected an input (N, C, *), samples and then channels, but got ",
+      describe(input),
+      ". Add the missing dimension with unsqueeze().");
+}
+
 } // namespace memcnn::detail

@@ -272,8 +272,8 @@ class OnPartImpl final : public torch::nn::Cloneable<OnPartImpl>,
     const std::string place = detail::place_of("OnPart", direction);
     int64_t channels = 0;
     for (const at::Tensor& input : inputs) {
-      detail::check_floating_point(place, input);
-      channels += input.dim() > 1 ? input.size(1) : 0;
+      detail::check_has_channels(place, input);
+      channels += input.size(1);
     }
     TORCH_CHECK_VALUE(
         first_channel_ < channels,
