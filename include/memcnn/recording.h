@@ -80,6 +80,7 @@ namespace memcnn {
 //    first, before the block in front of it runs again; a pass runs only the
 //    blocks that it needs (Note [Nodes of a chain] in detail/chain_nodes.h).
 
+enum class Direction; // invertible.h
 namespace detail {
 struct KeptRun;
 } // namespace detail
@@ -219,6 +220,16 @@ class Recording {
   /// Notes what the inputs of the recorded run are like (rule 8).
   void note_inputs(at::TensorList inputs) {
     inputs_ = std::vector<detail::TensorMeta>(inputs.begin(), inputs.end());
+  }
+
+  /// Notes which way the recorded run of a chain went.
+  void note_direction(Direction direction) {
+    direction_ = direction;
+  }
+
+  /// As it was noted; none where nobody did.
+  std::optional<Direction> direction() const {
+    return direction_;
   }
 
   /// Notes what the recorded run took: the halves of a dimension, or one whole.
@@ -484,6 +495,7 @@ class Recording {
   std::vector<detail::TensorMeta> inputs_;
   std::optional<at::MemoryFormat> format_;
   std::optional<int64_t> split_dim_;
+  std::optional<Direction> direction_;
   std::vector<at::Tensor> outputs_; // of an anchor
   std::vector<std::unique_ptr<Recording>> blocks_;
   std::shared_ptr<detail::KeptRun> kept_run_; // within a memory budget

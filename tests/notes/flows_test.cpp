@@ -601,25 +601,52 @@ struct MixedImpl final : torch::nn::Cloneable<MixedImpl> {
 };
 TORCH_MODULE(Mixed);
 
-TEST(Anchors, Rule5KeepGradientsWhereInversesLoseDigits) {
+/// Gradients of a chain whose inverses lose digits, in float32, are far from
+/// those in float64, and near to them with anchors.
+void anchors_keep_gradients(bool nested, bool create_graph) {
   torch::manual_seed(9);
   memcnn::ReversibleSequence flow;
   for (int i = 0; i < 30; ++i) {
     flow->push_back(Mixed(0.25));
     flow->push_back(memcnn::AdditiveCoupling(SmoothBranch(2)));
   }
+  memcnn::ReversibleSequence outer = flow;
+  if (nested) {
+    outer = memcnn::ReversibleSequence(memcnn::AnyInvertible(flow), Flipped());
+  }
   const Tensor x = torch::randn({2, kChannels, 3, 3});
   const auto gradients = [&](torch::ScalarType dtype, int64_t anchor_every) {
-    flow->to(dtype);
+    outer->to(dtype);
     flow->options.anchor_every(anchor_every);
-    return torch::autograd::grad(
-        {flow->forward(x.to(dtype)).square().mean()}, flow->parameters());
+    auto found = torch::autograd::grad(
+        {outer->forward(x.to(dtype)).square().mean()},
+        flow->parameters(),
+        /*grad_outputs=*/{},
+        /*retain_graph=*/create_graph,
+        create_graph);
+    for (Tensor& gradient : found) {
+      gradient = gradient.detach();
+    }
+    return found;
   };
   const auto expected = gradients(torch::kDouble, 1);
   const double without = relative_error(gradients(torch::kFloat, 0), expected);
   const double with = relative_error(gradients(torch::kFloat, 4), expected);
   EXPECT_GT(without, 2e-3) << "the chain loses too little to show anything";
   EXPECT_LT(with, 2e-4);
+}
+
+TEST(Anchors, Rule5KeepGradientsWhereInversesLoseDigits) {
+  anchors_keep_gradients(/*nested=*/false, /*create_graph=*/false);
+}
+
+TEST(Anchors, Rule5KeepThemInsideOfAnotherSequence) {
+  anchors_keep_gradients(/*nested=*/true, /*create_graph=*/false);
+}
+
+TEST(Anchors, Rule5KeepThoseThatHaveAGraph) {
+  anchors_keep_gradients(/*nested=*/false, /*create_graph=*/true);
+  anchors_keep_gradients(/*nested=*/true, /*create_graph=*/true);
 }
 
 TEST(Anchors, Rule5TakeOneStreamEach) {

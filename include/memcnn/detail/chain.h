@@ -187,6 +187,7 @@ class Chain {
     check_conditions(run.direction, run.extras.conditions);
     if (run.recording.is_recording()) {
       run.recording.note_format(run.settings.memory_format);
+      run.recording.note_direction(run.direction);
     }
     if (run.graph != nullptr) {
       run.first = first_to_learn(run.direction, input, run.extras);
@@ -218,6 +219,7 @@ class Chain {
 
   /// Takes what travels through the i-th block, which is the k-th to run.
   void pass_block(Run& run, size_t k, size_t i, Streams& streams) {
+    go_on_from_anchor(run, i, streams);
     const auto split_dim_before = streams.split_dim();
     Tensors inputs = streams.take_for(*blocks_[i]);
     const Tensors conditions =
@@ -243,6 +245,19 @@ class Chain {
       recording.keep_outputs(outputs);
     }
     streams.set(std::move(outputs));
+  }
+
+  /// A run that goes back over a recorded one, to rebuild its input, goes on from
+  /// what the block returned in that one, where this was kept.
+  void go_on_from_anchor(const Run& run, size_t i, Streams& streams) const {
+    if (run.recording.direction() != opposite(run.direction)) {
+      return;
+    }
+    Recording& recording = run.recording.block(i);
+    Tensors outputs =
+        streams.take_in(recording.split_dim(), blocks_[i]->type_name());
+    streams.set(
+        recording.outputs_or(std::move(outputs), /*retain_graph=*/true));
   }
 
   /// Whether what the k-th block of a run returns is kept: the last one's is, in
