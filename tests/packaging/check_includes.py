@@ -44,15 +44,20 @@ def check_listed(page, folder, rows):
             yield f"{page}: expected a row for {path}, but there is none."
 
 
+def includes_of(text):
+    """What stands in each #include of a file's text, and its line."""
+    for found in INCLUDE.finditer(text):
+        yield found[1], text.count("\n", 0, found.start(1)) + 1
+
+
 def check_order(folder, rows):
     row_of = {path: number for number, row in enumerate(rows, 1) for path in row}
     for path, row in row_of.items():
         file = folder / path
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        for found in INCLUDE.finditer(text):
-            included = found[1].removeprefix(f"{folder.name}/")
-            if included != found[1] and row_of.get(included, row + 1) <= row:
-                line = text.count("\n", 0, found.start(1)) + 1
+        for name, line in includes_of(text):
+            included = name.removeprefix(f"{folder.name}/")
+            if included != name and row_of.get(included, row + 1) <= row:
                 yield (
                     f"{file}:{line}: {path} of row {row} includes {included} of row "
                     f"{row_of[included]}, which is not lower."
