@@ -203,16 +203,17 @@ meet(int rank, int size, std::chrono::milliseconds timeout) {
     return c10::make_intrusive<c10d::PrefixStore>("parallel/" + name, tcp);
   } catch (const c10::DistError& error) {
     const std::string text = error.what_without_backtrace();
-    TORCH_CHECK(
-        false,
-        "World::join(): expected a store at MASTER_ADDR \"",
-        host,
-        "\" and MASTER_PORT ",
-        options.port,
-        ", but got (",
-        text.substr(0, text.find('\n')),
-        "). Rank 0 or torchrun's agent opens it: see that it runs, that the "
-        "name leads to its machine, and that no other has the port.");
+    C10_THROW_ERROR(
+        Error,
+        c10::str(
+            "World::join(): expected a store at MASTER_ADDR \"",
+            host,
+            "\" and MASTER_PORT ",
+            options.port,
+            ", but got (",
+            text.substr(0, text.find('\n')),
+            "). Rank 0 or torchrun's agent opens it: see that it runs, that the "
+            "name leads to its machine, and that no other has the port."));
   }
 }
 
