@@ -96,6 +96,19 @@ class ReadTensors : public testing::TestWithParam<Place> {
     torch::manual_seed(1);
   }
 
+  /// Changes each tensor that a layer reads between forward and backward.
+  template <class Change, class Expect>
+  void for_each_change(const Change& change, const Expect& expect) {
+    for (const Reader& reader : readers()) {
+      for (const std::string& name : reader.names) {
+        SCOPED_TRACE(reader.module + " " + name);
+        const Tensor loss = run(GetParam(), reader.layer, x * 2).sum();
+        change(registered(reader.layer, name));
+        expect([&] { loss.backward(); }, reader.module, name);
+      }
+    }
+  }
+
   const Tensor x = leaf({2, 4, 3, 3}, torch::kFloat);
 };
 
@@ -116,38 +129,30 @@ INSTANTIATE_TEST_SUITE_P(
     name_of_place);
 
 TEST_P(ReadTensors, WrittenInBetweenAreAnError) {
-  for (const Reader& reader : readers()) {
-    for (const std::string& name : reader.names) {
-      SCOPED_TRACE(reader.module + " " + name);
-      const Tensor loss = run(GetParam(), reader.layer, x * 2).sum();
-      const Tensor tensor = registered(reader.layer, name);
-      tensor.copy_(tensor.flip(0));
-      EXPECT_THAT(
-          [&] { loss.backward(); },
-          ThrowsError<c10::Error>(
-              HasSubstr(
-                  "expected the parameters and buffers that forward read "
-                  "to be unchanged in backward, but got a change of '" +
-                  name + "'"),
-              HasSubstr("of module '" + reader.module + "'")));
-    }
-  }
+  for_each_change(
+      [](const Tensor& tensor) { tensor.copy_(tensor.flip(0)); },
+      [](const auto& backward, const auto& module, const auto& name) {
+        EXPECT_THAT(
+            backward,
+            ThrowsError<c10::Error>(
+                HasSubstr(
+                    "expected the parameters and buffers that forward read "
+                    "to be unchanged in backward, but got a change of '" +
+                    name + "'"),
+                HasSubstr("of module '" + module + "'")));
+      });
 }
 
 TEST_P(ReadTensors, OfOtherMemoryAreAnError) {
-  for (const Reader& reader : readers()) {
-    for (const std::string& name : reader.names) {
-      SCOPED_TRACE(reader.module + " " + name);
-      const Tensor loss = run(GetParam(), reader.layer, x * 2).sum();
-      const Tensor tensor = registered(reader.layer, name);
-      tensor.set_data(tensor.clone());
-      EXPECT_THAT(
-          [&] { loss.backward(); },
-          ThrowsError<c10::Error>(HasSubstr(
-              "expected '" + name +
-              "' to keep its memory from forward to backward")));
-    }
-  }
+  for_each_change(
+      [](const Tensor& tensor) { tensor.set_data(tensor.clone()); },
+      [](const auto& backward, const auto& /*module*/, const auto& name) {
+        EXPECT_THAT(
+            backward,
+            ThrowsError<c10::Error>(HasSubstr(
+                "expected '" + name +
+                "' to keep its memory from forward to backward")));
+      });
 }
 
 TEST_P(ReadTensors, WrittenInBetweenAreAnErrorForSecondDerivatives) {

@@ -5,6 +5,7 @@
 #include "../support/flow_modules.h"
 #include "../support/gradcheck.h"
 #include "../support/modules.h"
+#include "../support/seen_operators.h"
 #include "../support/throws_error.h"
 #include "../support/tolerances.h"
 #include "../support/twins.h"
@@ -13,8 +14,6 @@
 #include <gtest/gtest.h>
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
-
-#include <ATen/record_function.h>
 
 #include <memory>
 #include <sstream>
@@ -444,32 +443,18 @@ TEST(LogDetsOfChains, AreInFloat32OfNarrowStreams) {
   }
 }
 
-/// The operators that ran.
-std::vector<std::string>& seen() {
-  static std::vector<std::string> names;
-  return names;
-}
-
 TEST(LogDetsOfChains, Rule3CostNothingWhereNobodyAsks) {
   memcnn::ReversibleSequence flow;
   flow->push_back(memcnn::AffineCoupling(
       memcnn::AffineAdapterSigmoid(WideBranch(2)), memcnn::Unchanged()));
-  const auto handle = at::addThreadLocalCallback(
-      at::RecordFunctionCallback(
-          [](const at::RecordFunction& function)
-              -> std::unique_ptr<at::ObserverContext> {
-            seen().emplace_back(function.name());
-            return nullptr;
-          })
-          .scopes({at::RecordScope::FUNCTION}));
-  seen().clear();
-  flow->forward(torch::randn({2, kChannels, 4, 4}));
-  at::removeCallback(handle);
-  for (const std::string& name : seen()) {
+  const std::vector<std::string> names = operators_of([&] {
+    flow->forward(torch::randn({2, kChannels, 4, 4}));
+  });
+  for (const std::string& name : names) {
     EXPECT_THAT(name, testing::Not(HasSubstr("log")));
     EXPECT_THAT(name, testing::Not(HasSubstr("sum")));
   }
-  EXPECT_FALSE(seen().empty());
+  EXPECT_FALSE(names.empty());
 }
 
 TEST(LogDetsOfChains, NeedBlocksThatHaveOne) {

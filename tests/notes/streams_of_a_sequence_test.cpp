@@ -4,6 +4,7 @@
 
 #include "../support/modules.h"
 #include "../support/probes.h"
+#include "../support/seen_operators.h"
 #include "../support/tolerances.h"
 #include "../support/twins.h"
 
@@ -11,9 +12,8 @@
 #include <memcnn/memcnn.h>
 #include <torch/torch.h>
 
-#include <ATen/record_function.h>
-
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -95,26 +95,11 @@ TEST_F(Streams, Rule1OtherSplitDimsAndModulesJoinAndSplitAgain) {
   EXPECT_LT(relative_error(gradient[0], expected[0]), kGradientFloat64);
 }
 
-/// How often operators of this thread join tensors while a call lasts.
-int& cats() {
-  thread_local int count = 0;
-  return count;
-}
-
-template <class Fn>
-int count_cats(const Fn& call) {
-  const auto handle = at::addThreadLocalCallback(
-      at::RecordFunctionCallback(
-          [](const at::RecordFunction& function)
-              -> std::unique_ptr<at::ObserverContext> {
-            cats() += std::string(function.name()) == "aten::cat";
-            return nullptr;
-          })
-          .scopes({at::RecordScope::FUNCTION}));
-  cats() = 0;
-  call();
-  at::removeCallback(handle);
-  return cats();
+/// How often operators join tensors while a call lasts.
+template <class Call>
+std::ptrdiff_t count_cats(const Call& call) {
+  const std::vector<std::string> names = operators_of(call);
+  return std::count(names.begin(), names.end(), "aten::cat");
 }
 
 TEST_F(Streams, Rule1ADimensionMayBeCountedFromTheEnd) {
