@@ -53,8 +53,9 @@ namespace memcnn {
 //    frozen and unused parameters work. A tensor hook on a parameter fires
 //    once, on the whole gradient: hooks are taken off for the nested pass.
 //    Parameters changed between forward and backward are an error, as in plain
-//    autograd, and so are those that a layer reads frozen, and its buffers. So is a tensor with a gradient that a branch reaches without its
-//    being an argument or a registered parameter: its gradient would be lost.
+//    autograd, and so are those that a layer reads frozen, and its buffers. So is
+//    a tensor with a gradient that a branch reaches without its being an argument
+//    or a registered parameter: its gradient would be lost.
 // 4. retain_graph and a second backward work. create_graph gives right second
 //    derivatives: inputs are rebuilt in value, attached to where the true ones
 //    came from, and the module runs again with a graph.
